@@ -1,0 +1,4 @@
+package clock
+
+// Ticks is the time-stamp counter: constant rate, the same on all cores.
+func Ticks() uint64

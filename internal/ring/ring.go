@@ -1,0 +1,70 @@
+// Package ring is a bounded queue of packet indices between one producer thread
+// and one consumer thread, without locks.
+package ring
+
+import "sync/atomic"
+
+// Ring is a single-producer single-consumer queue. Put is the producer's, Get the
+// consumer's; Len is exact for neither and safe for all.
+type Ring struct {
+	buf  []uint32
+	mask uint32
+	_    [32]byte
+	head atomic.Uint32 // next place to fill
+	seen uint32        // the producer's last sight of tail
+	_    [56]byte
+	tail atomic.Uint32 // next place to take
+	know uint32        // the consumer's last sight of head
+	_    [56]byte
+}
+
+// New makes a ring for n indices, rounded up to a power of two.
+func New(n int) *Ring {
+	size := 1
+	for size < n {
+		size *= 2
+	}
+	return &Ring{buf: make([]uint32, size), mask: uint32(size - 1)}
+}
+
+// Put appends as many of src as there is room for, from the front, and returns how many.
+func (r *Ring) Put(src []uint32) int {
+	h := r.head.Load()
+	if room := uint32(len(r.buf)) - (h - r.seen); room < uint32(len(src)) {
+		r.seen = r.tail.Load()
+		if room = uint32(len(r.buf)) - (h - r.seen); room < uint32(len(src)) {
+			src = src[:room]
+		}
+	}
+	if len(src) == 0 {
+		return 0
+	}
+	for i, x := range src {
+		r.buf[(h+uint32(i))&r.mask] = x
+	}
+	r.head.Store(h + uint32(len(src)))
+	return len(src)
+}
+
+// Get moves up to len(dst) indices to dst and returns how many.
+func (r *Ring) Get(dst []uint32) int {
+	t := r.tail.Load()
+	if r.know-t < uint32(len(dst)) {
+		r.know = r.head.Load()
+	}
+	n := min(r.know-t, uint32(len(dst)))
+	if n == 0 {
+		return 0
+	}
+	i := t & r.mask
+	k := copy(dst[:n], r.buf[i:])
+	copy(dst[k:n], r.buf)
+	r.tail.Store(t + n)
+	return int(n)
+}
+
+// Len is the number of indices inside, at some moment during the call.
+func (r *Ring) Len() int { return int(r.head.Load() - r.tail.Load()) }
+
+// Cap is the number of indices that fit.
+func (r *Ring) Cap() int { return len(r.buf) }

@@ -1,0 +1,71 @@
+package graph
+
+// Lane says for which packets a stage is called: it is skipped where its lane is empty.
+type Lane uint8
+
+const (
+	Any   Lane = iota // every vector
+	IPv4              // vectors with packets in Lane4
+	IPv6              // vectors with packets in Lane6
+	Exits             // vectors from which a packet left
+)
+
+func (l Lane) String() string { return [...]string{"any", "ipv4", "ipv6", "exits"}[l] }
+
+// Stage is one step of the road, or one of the exits beside it. It is a description: each
+// worker makes its own instance by New, which holds the per-core state.
+//
+// Adding a stage is: write New and its Run, list its reasons, put it into the
+// list in pipeline/path.go. Counters, show, trace, capture and the
+// printed path follow from this description.
+type Stage struct {
+	Name    string // one word: also its counter, its line in a trace, its heading in the docs
+	Doc     string // one line
+	Lane    Lane
+	Reasons []Reason // why packets leave here
+	// Resume names the stage at which packets that this stage held go on; "" is
+	// the stage behind it. Only for Sources.
+	Resume string
+	New    func(w *Worker) Runner
+	// Trace tells what the stage did to a packet that stayed on the road, in words.
+	Trace func(t *Look) string
+}
+
+// Runner is a worker's instance of a stage. Run is called once for each vector with
+// packets in the stage's lane. It may not allocate, lock, block or keep v.
+//
+// An exit stage has no place on the road: its Run is never called.
+type Runner interface {
+	Run(v *Vector)
+}
+
+// Taker is a Runner that receives packets which left the road for a Reason whose To
+// names its stage. Take owns the packets at pos from then on: it parks, frees or sends them.
+type Taker interface {
+	Take(v *Vector, pos []uint8, why Reason)
+}
+
+// Source is a Runner that holds packets and puts them back on the road: a stage
+// that waits, that finishes asynchronously, or that makes packets of its own.
+type Source interface {
+	// Refill appends packets that may go on to the empty vector and returns
+	// their number. It is called every round and must be cheap when there are none.
+	Refill(v *Vector) int
+	// Held is the number of packets held.
+	Held() int
+	// Flush drops everything held: the road is closing.
+	Flush()
+}
+
+// Ticker is a Runner that needs time. Tick is called about every millisecond of
+// running and after each sleep, with Worker.Now set.
+type Ticker interface {
+	Tick()
+}
+
+// Look is what a trace sees of one packet right behind a stage.
+type Look struct {
+	Worker *Worker
+	Vector *Vector
+	Pos    uint8
+}
