@@ -49,7 +49,7 @@ type Taker interface {
 // that waits, that finishes asynchronously, or that makes packets of its own.
 type Source interface {
 	// Refill appends packets that may go on to the empty vector and returns
-	// their number. It is called every round and must be cheap when there are none.
+	// their number. It is called in the round after Worker.Wake was set, and on every tick.
 	Refill(v *Vector) int
 	// Held is the number of packets held.
 	Held() int
@@ -61,6 +61,19 @@ type Source interface {
 // running and after each sleep, with Worker.Now set.
 type Ticker interface {
 	Tick()
+}
+
+// Hook watches vectors go down the road: trace and capture. Hooks are called on the
+// worker's thread and only while somebody watches.
+type Hook interface {
+	// Begin sees a vector before its first stage; from is the name of what it comes
+	// from: a port, or a Source.
+	Begin(w *Worker, v *Vector, from string)
+	// After sees it behind each stage.
+	After(w *Worker, v *Vector, st *Stage)
+	// End sees it behind the last stage, with exits marked and not yet settled. Packets that were
+	// sent are gone.
+	End(w *Worker, v *Vector)
 }
 
 // Look is what a trace sees of one packet right behind a stage.

@@ -17,9 +17,16 @@ type Worker struct {
 	Tables *Tables
 	Now    uint64 // clock.Ticks at the start of the round
 	C      *Counters
-	Tx     [MaxPorts]*TxBuf // by port index
-	Dirty  []uint16         // ports with packets in their TxBuf
+	Tx     [MaxPorts]*TxBuf // by port index, never nil
+	Dirty  [MaxPorts]uint16 // ports with packets in their TxBuf
+	ND     int              // how many are Dirty
 	Takers [MaxReasons]Taker
+	// Wake asks for Refill of all sources in the next round. A source sets it when it
+	// parks a packet that may go on, and leaves it set while it waits for
+	// something that only Refill can find out.
+	Wake bool
+	// OnTx, where set, sees what is about to be sent: packet capture.
+	OnTx func(port uint16, pkts []uint32)
 }
 
 // TxBuf collects what a round sends to one port.
@@ -27,8 +34,18 @@ type TxBuf struct {
 	N     int
 	Bytes uint64
 	Q     pmd.Queue
+	Kind  TxKind
 	Buf   [VectorSize]uint32
 }
+
+// TxKind says in which account of the conservation law a TxBuf's packets end.
+type TxKind uint8
+
+const (
+	TxWire    TxKind = iota // sent
+	TxHost                  // handed to the host, by a TAP
+	TxHandoff               // given to the worker that owns the port, which counts them
+)
 
 // Count is packets and bytes (of whole frames without FCS).
 type Count struct{ Packets, Bytes uint64 }
@@ -46,7 +63,7 @@ const MaxStages = 48
 // Counters are a worker's, outside the Go heap: written by its thread with plain
 // stores, read by anyone; each number is 64 bits and never torn on 64-bit machines.
 //
-//	Received + Created = Sent + ToHost + dropped + held
+//	Received + FromHost + Created = Sent + ToHost + dropped + held
 //
 // where dropped is the sum of Exit over reasons of kind Drop. A Taker that keeps a packet of kind
 // Hold, or hands one of kind Host on, counts it where it ends: in ToHost, by
@@ -56,7 +73,8 @@ type Counters struct {
 	Rounds, Idle, Sleeps uint64 // poll rounds; those that found nothing; sleeps
 	Busy                 uint64 // clocks of rounds that found packets
 	Received, Sent       uint64
-	Created, ToHost      uint64
+	FromHost, ToHost     uint64
+	Created              uint64
 	Exit                 [MaxReasons]uint64
 	Stage                [MaxStages]StageCount
 	Rx, Tx               [MaxIfaces]Count
@@ -79,17 +97,41 @@ var XTxFull = NewReason(ReasonInfo{Stage: "tx", Name: "queue-full", Doc: "The po
 
 // Flush sends what TxBufs hold and drops what ports do not take.
 func (w *Worker) Flush() {
-	for _, p := range w.Dirty {
-		b := w.Tx[p]
+	for _, p := range w.Dirty[:w.ND] {
+		b := w.Tx[p&(MaxPorts-1)]
+		if w.OnTx != nil {
+			w.OnTx(p, b.Buf[:b.N])
+		}
 		n := b.Q.Tx(b.Buf[:b.N])
-		w.C.Sent += uint64(n)
+		switch b.Kind {
+		case TxWire:
+			w.C.Sent += uint64(n)
+		case TxHost:
+			w.C.ToHost += uint64(n)
+		}
 		if n < b.N {
 			w.C.Exit[XTxFull] += uint64(b.N - n)
 			w.Cache.Free(b.Buf[n:b.N])
 		}
 		b.N, b.Bytes = 0, 0
 	}
-	w.Dirty = w.Dirty[:0]
+	w.ND = 0
+}
+
+// Send puts one complete frame into a port's TxBuf, past the road: for what the
+// host side makes. The packet is the port's from then on, or dropped.
+func (w *Worker) Send(port uint16, idx uint32) {
+	b := w.Tx[port&(MaxPorts-1)]
+	if b.N == VectorSize {
+		w.Flush()
+	}
+	if b.N == 0 {
+		w.Dirty[w.ND&(MaxPorts-1)] = port
+		w.ND++
+	}
+	b.Buf[b.N] = idx
+	b.N++
+	b.Bytes += uint64(packet.At(idx).PktLen)
 }
 
 // Discard drops a packet that is no longer on the road, for a reason of kind Drop.
