@@ -1,0 +1,290 @@
+package mem
+
+import (
+	"fmt"
+	"hash/fnv"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"millrace/internal/ring"
+	"millrace/packet"
+	"millrace/pmd"
+)
+
+func init() {
+	pmd.Register(pmd.Driver{
+		Name: "mem",
+		Doc:  "a wire in memory: the two ports that name the same wire in socket are joined",
+		Open: open,
+	})
+}
+
+// Options are those of both ends of a wire. Zero values choose.
+type Options struct {
+	Queues int // of each port; 1
+	Ring   int // packets each ring holds, rounded up to a power of two; 1024
+	MTU    int // bytes of L3; 1500
+	MAC    [2]pmd.MAC
+}
+
+// MaxFrame is the largest frame of a port in memory, in bytes.
+const MaxFrame = 65535
+
+// wire is what two ports share.
+type wire struct {
+	up atomic.Bool
+	mu sync.Mutex // Start and Stop of both ends' queues exclude each other
+}
+
+// Port is one end of a wire.
+type Port struct {
+	name   string
+	mac    pmd.MAC
+	mtu    atomic.Int32
+	wire   *wire
+	peer   *Port
+	queues []*queue
+	tally  *pmd.Tally
+	socket string // the wire's name in the configuration
+	closed sync.Once
+}
+
+// Pair makes two ports joined by a wire. The link is up.
+func Pair(a, b string, o Options) (*Port, *Port) {
+	if o.Queues == 0 {
+		o.Queues = 1
+	}
+	if o.Ring == 0 {
+		o.Ring = 1024
+	}
+	if o.MTU == 0 {
+		o.MTU = 1500
+	}
+	w := &wire{}
+	w.up.Store(true)
+	x, y := newPort(a, w, o, 0), newPort(b, w, o, 1)
+	x.peer, y.peer = y, x
+	for i := range x.queues {
+		p, q := x.queues[i], y.queues[i]
+		p.peer, q.peer = q, p
+		p.tx, q.tx = &q.rx, &p.rx
+	}
+	return x, y
+}
+
+func newPort(name string, w *wire, o Options, end int) *Port {
+	p := &Port{name: name, wire: w, mac: o.MAC[end]}
+	if p.mac == (pmd.MAC{}) {
+		p.mac = nameMAC(name)
+	}
+	p.mtu.Store(int32(o.MTU))
+	var err error
+	if p.tally, err = pmd.NewTally(o.Queues); err != nil {
+		panic(err) // no memory for a few counters
+	}
+	for i := range o.Queues {
+		q := &queue{c: p.tally.Queue(i), wire: w}
+		q.rx.r, q.rx.efd = ring.New(o.Ring), -1
+		p.queues = append(p.queues, q)
+	}
+	return p
+}
+
+// nameMAC is a locally administered address that follows from the name.
+func nameMAC(name string) pmd.MAC {
+	h := fnv.New64a()
+	h.Write([]byte(name))
+	s := h.Sum64()
+	return pmd.MAC{0x02, byte(s), byte(s >> 8), byte(s >> 16), byte(s >> 24), byte(s >> 32)}
+}
+
+func (p *Port) Name() string          { return p.name }
+func (p *Port) Driver() string        { return "mem" }
+func (p *Port) Queue(i int) pmd.Queue { return p.queues[i] }
+
+func (p *Port) Why() []string {
+	waitMu.Lock() // an end that waits for its port gets its name late
+	defer waitMu.Unlock()
+	return []string{"joined in memory with " + p.peer.name}
+}
+
+func (p *Port) Caps() pmd.Caps {
+	return pmd.Caps{Queues: len(p.queues), Segments: MaxFrame, MaxFrame: MaxFrame, Mode: "memory"}
+}
+
+func (p *Port) Link() pmd.Link {
+	return pmd.Link{Up: p.wire.up.Load(), MTU: int(p.mtu.Load()), MAC: p.mac}
+}
+
+// SetLink takes the wire down, or up again, for both ends. Packets in its rings still
+// arrive; those sent while it is down are refused.
+func (p *Port) SetLink(up bool) { p.wire.up.Store(up) }
+
+// SetMTU changes the MTU that Link reports for this end.
+func (p *Port) SetMTU(n int) { p.mtu.Store(int32(n)) }
+
+func (p *Port) Stats() pmd.Stats { return p.tally.Sum() }
+
+// Close takes the link down.
+func (p *Port) Close() error {
+	p.closed.Do(func() {
+		p.wire.up.Store(false)
+		unlist(p)
+		for _, q := range p.queues {
+			q.rx.close()
+		}
+		p.tally.Close()
+	})
+	return nil
+}
+
+// lane is one direction between two queues.
+type lane struct {
+	r     *ring.Ring
+	armed atomic.Uint32 // the receiver sleeps, or is about to
+	mu    sync.Mutex    // guards efd against Close
+	efd   int
+}
+
+func (l *lane) close() {
+	l.mu.Lock()
+	if l.efd >= 0 {
+		unix.Close(l.efd)
+		l.efd = -1
+	}
+	l.mu.Unlock()
+}
+
+var one = [8]byte{1}
+
+// wake makes the receiver's descriptor readable.
+func (l *lane) wake() {
+	l.mu.Lock()
+	if l.armed.Swap(0) != 0 && l.efd >= 0 {
+		unix.Write(l.efd, one[:])
+	}
+	l.mu.Unlock()
+}
+
+type queue struct {
+	rx    lane
+	tx    *lane // the peer's rx
+	c     *pmd.Stats
+	wire  *wire
+	peer  *queue
+	slept bool // Arm was called since the last Rx
+	state atomic.Uint32
+	cache *packet.Cache
+	tmp   [64]uint32
+	word  [8]byte
+}
+
+const (
+	fresh = iota
+	running
+	stopped
+)
+
+func (q *queue) Start(c *packet.Cache) error {
+	q.wire.mu.Lock()
+	defer q.wire.mu.Unlock()
+	if q.state.Load() == running {
+		return fmt.Errorf("mem: queue is already running")
+	}
+	q.cache = c
+	q.state.Store(running)
+	return nil
+}
+
+// Stop frees what waits in the queue's ring, and in the peer's where that does not run.
+func (q *queue) Stop() {
+	q.wire.mu.Lock()
+	defer q.wire.mu.Unlock()
+	if q.state.Load() != running {
+		return
+	}
+	q.state.Store(stopped)
+	q.drain(q.rx.r)
+	if q.peer.state.Load() != running {
+		q.drain(q.tx.r)
+	}
+	q.cache = nil
+}
+
+func (q *queue) drain(r *ring.Ring) {
+	for {
+		n := r.Get(q.tmp[:])
+		if n == 0 {
+			return
+		}
+		q.cache.Free(q.tmp[:n])
+	}
+}
+
+func (q *queue) Rx(dst []uint32) int {
+	if q.slept {
+		q.awake()
+	}
+	n := q.rx.r.Get(dst)
+	q.c.RxPackets += uint64(n)
+	return n
+}
+
+// awake ends what Arm began.
+func (q *queue) awake() {
+	q.slept = false
+	q.rx.armed.Store(0)
+	if q.rx.efd >= 0 {
+		unix.Read(q.rx.efd, q.word[:])
+	}
+}
+
+func (q *queue) Tx(src []uint32) int {
+	n := 0
+	if q.wire.up.Load() && q.peer.state.Load() != stopped {
+		n = q.tx.r.Put(src)
+		if q.tx.armed.Load() != 0 {
+			q.tx.wake()
+		}
+	}
+	q.c.TxPackets += uint64(n)
+	q.c.TxFull += uint64(len(src) - n)
+	return n
+}
+
+// Fd is an eventfd, made at the first call.
+func (q *queue) Fd() int {
+	q.rx.mu.Lock()
+	defer q.rx.mu.Unlock()
+	if q.rx.efd < 0 {
+		fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+		if err != nil {
+			return -1
+		}
+		q.rx.efd = fd
+	}
+	return q.rx.efd
+}
+
+func (q *queue) Arm() bool {
+	q.slept = true
+	q.rx.armed.Store(1)
+	if q.rx.r.Len() > 0 {
+		q.awake()
+		return false
+	}
+	return true
+}
+
+func (q *queue) Held() int {
+	n := 0
+	if q.state.Load() == running {
+		n = q.rx.r.Len()
+	}
+	if q.peer.state.Load() != running {
+		n += q.tx.r.Len()
+	}
+	return n
+}
