@@ -16,9 +16,10 @@ const (
 	Drop Kind = iota // freed, after the ICMP error that is owed
 	Host             // handed to the host: the kernel, or the built-in host
 	Hold             // kept by the exit stage named in To, which puts it back or drops it later
+	Note             // counts an event: no packet leaves by it
 )
 
-func (k Kind) String() string { return [...]string{"drop", "host", "hold"}[k] }
+func (k Kind) String() string { return [...]string{"drop", "host", "hold", "note"}[k] }
 
 // ReasonInfo describes a reason. Its full name is Stage/Name.
 type ReasonInfo struct {
@@ -29,6 +30,10 @@ type ReasonInfo struct {
 	To    string // exit stage that takes the packet; "" for plain drops
 	ICMP4 ICMP   // error owed to the sender of an IPv4 packet
 	ICMP6 ICMP   // error owed to the sender of an IPv6 packet
+	// Arg finds the error's argument for the packet at position i, which is as it was when it
+	// left: the pointer of a parameter problem, the MTU of a packet that is too big.
+	// nil: the MTU of the packet's adjacency where the error has one, else 0.
+	Arg func(v *Vector, i uint8) uint32
 }
 
 // ICMP is a message type and code to send.

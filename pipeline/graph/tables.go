@@ -118,6 +118,8 @@ type Tables struct {
 	Addrs atomic.Pointer[Addresses]
 	// Ports by port index; set before a worker sees a packet of it.
 	Ports [MaxPorts]pmd.Port
+	// Taps is, by port, the port index of the TAP that shows it to the kernel; 0 for none.
+	Taps [MaxPorts]uint16
 	// Names of interfaces for people, by interface. Immutable once published.
 	Names atomic.Pointer[map[uint16]string]
 }

@@ -1,6 +1,7 @@
 package graph
 
 import (
+	"math/bits"
 	"unsafe"
 
 	"millrace/packet"
@@ -23,6 +24,7 @@ type Vector struct {
 	NA    int    // positions marked to go round again
 	NOdd  int    // scratch of the stage that runs
 	Moved bool   // some frame's L2 header is, or will be, other than 14 bytes
+	Opts  bool   // some IPv4 packet may have options to be filled in when it is forwarded
 	From  uint16 // interface that all packets came in by, 0 where they differ or were made here
 
 	Lane4 [VectorSize]uint8
@@ -44,7 +46,7 @@ type Vector struct {
 
 // Reset empties the vector.
 func (v *Vector) Reset() {
-	v.N, v.N4, v.N6, v.NX, v.NA, v.NOdd, v.Moved, v.From = 0, 0, 0, 0, 0, 0, false, 0
+	v.N, v.N4, v.N6, v.NX, v.NA, v.NOdd, v.Moved, v.Opts, v.From = 0, 0, 0, 0, 0, 0, false, false, 0
 }
 
 // Exit marks that position i leaves the road for a reason. The stage must also take
@@ -83,11 +85,13 @@ func (v *Vector) SetL3(i uint8, off int) {
 	v.Len[i] = uint16(int(m.PktLen) - off)
 }
 
-// Join puts position i at the end of the lane of its IP version; false where it has none.
+// Join puts position i at the end of the lane of its IP version, with what check4 would
+// set; false where it has none.
 func (v *Vector) Join(i uint8) bool {
 	switch *(*uint8)(v.Header(i)) >> 4 {
 	case 4:
 		v.Lane4[uint8(v.N4)] = i
+		v.Dst4[uint8(v.N4)] = bits.ReverseBytes32(*(*uint32)(unsafe.Add(v.Header(i), 16)))
 		v.N4++
 	case 6:
 		v.Lane6[uint8(v.N6)] = i
@@ -121,7 +125,7 @@ func (v *Vector) Unpark(p Parked) uint8 {
 	i := uint8(v.N)
 	v.N++
 	v.L3[i], v.Idx[i], v.Len[i], v.In[i], v.NH[i], v.Adj[i] = p.L3, p.Idx, p.Len, p.In, p.NH, p.Adj
-	v.Moved = true
+	v.Moved, v.Opts = true, true
 	v.Join(i)
 	return i
 }

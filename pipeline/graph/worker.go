@@ -27,6 +27,10 @@ type Worker struct {
 	Wake bool
 	// OnTx, where set, sees what is about to be sent: packet capture.
 	OnTx func(port uint16, pkts []uint32)
+	// Instances are the worker's Runners by stage name, complete once the first vector runs; for
+	// stages that need another while they are made, exits come first, in the order of their list.
+	Instances map[string]Runner
+	leave     Vector // of Leave
 }
 
 // TxBuf collects what a round sends to one port.
@@ -45,6 +49,7 @@ const (
 	TxWire    TxKind = iota // sent
 	TxHost                  // handed to the host, by a TAP
 	TxHandoff               // given to the worker that owns the port, which counts them
+	TxNone                  // there is no such port, or no more: dropped
 )
 
 // Count is packets and bytes (of whole frames without FCS).
@@ -95,6 +100,12 @@ func (c *Counters) Close() { mem.Free(unsafe.Slice(c, 1)) }
 // XTxFull is given to packets that the port did not take.
 var XTxFull = NewReason(ReasonInfo{Stage: "tx", Name: "queue-full", Doc: "The port's transmit queue was full: it sends more slowly than packets arrive for it."})
 
+// XClosing is given to packets that stages still hold when their worker stops.
+var XClosing = NewReason(ReasonInfo{Stage: "road", Name: "closing", Doc: "A stage held the packet when the worker stopped."})
+
+// XNoPort is given to packets for a port that was removed.
+var XNoPort = NewReason(ReasonInfo{Stage: "tx", Name: "no-port", Doc: "The port that the packet should leave by was removed while it was on its way."})
+
 // Flush sends what TxBufs hold and drops what ports do not take.
 func (w *Worker) Flush() {
 	for _, p := range w.Dirty[:w.ND] {
@@ -110,7 +121,11 @@ func (w *Worker) Flush() {
 			w.C.ToHost += uint64(n)
 		}
 		if n < b.N {
-			w.C.Exit[XTxFull] += uint64(b.N - n)
+			why := XTxFull
+			if b.Kind == TxNone {
+				why = XNoPort
+			}
+			w.C.Exit[why] += uint64(b.N - n)
 			w.Cache.Free(b.Buf[n:b.N])
 		}
 		b.N, b.Bytes = 0, 0
@@ -139,6 +154,16 @@ func (w *Worker) Discard(idx uint32, why Reason) {
 	b := [1]uint32{idx}
 	w.C.Exit[why]++
 	w.Cache.Free(b[:])
+}
+
+// Leave settles one packet that is off the road, held by a stage: by why, as if
+// it had left the road for it now, with the ICMP error that is owed.
+func (w *Worker) Leave(p Parked, why Reason) {
+	v := &w.leave
+	v.Reset()
+	i := v.Unpark(p)
+	v.Exit(i, why)
+	w.Settle(v)
 }
 
 // Settle ends what left the road in this round: counts each reason, frees drops and gives the rest to
