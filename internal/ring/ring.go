@@ -68,3 +68,12 @@ func (r *Ring) Len() int { return int(r.head.Load() - r.tail.Load()) }
 
 // Cap is the number of indices that fit.
 func (r *Ring) Cap() int { return len(r.buf) }
+
+// Each calls f for every index inside, oldest first, and leaves it there. It is the
+// consumer's, or the producer's while nobody consumes.
+func (r *Ring) Each(f func(uint32)) {
+	h := r.head.Load()
+	for t := r.tail.Load(); t != h; t++ {
+		f(r.buf[t&r.mask])
+	}
+}

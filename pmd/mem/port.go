@@ -32,6 +32,9 @@ type Options struct {
 // MaxFrame is the largest frame of a port in memory, in bytes.
 const MaxFrame = 65535
 
+// maxSegments is the longest chain: 64 bytes in each segment of the largest frame.
+const maxSegments = 1024
+
 // wire is what two ports share.
 type wire struct {
 	up atomic.Bool
@@ -111,7 +114,7 @@ func (p *Port) Why() []string {
 }
 
 func (p *Port) Caps() pmd.Caps {
-	return pmd.Caps{Queues: len(p.queues), Segments: MaxFrame, MaxFrame: MaxFrame, Mode: "memory"}
+	return pmd.Caps{Queues: len(p.queues), Segments: maxSegments, MaxFrame: MaxFrame, Mode: "memory"}
 }
 
 func (p *Port) Link() pmd.Link {
@@ -280,11 +283,12 @@ func (q *queue) Arm() bool {
 
 func (q *queue) Held() int {
 	n := 0
+	count := func(i uint32) { n += int(packet.At(i).NbSegs) }
 	if q.state.Load() == running {
-		n = q.rx.r.Len()
+		q.rx.r.Each(count)
 	}
 	if q.peer.state.Load() != running {
-		n += q.tx.r.Len()
+		q.tx.r.Each(count)
 	}
 	return n
 }

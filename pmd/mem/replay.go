@@ -148,7 +148,7 @@ func (o *Out) Link() pmd.Link      { return pmd.Link{Up: true, MTU: MaxFrame - 1
 func (o *Out) Close() error        { o.tally.Close(); return nil }
 
 func (o *Out) Caps() pmd.Caps {
-	return pmd.Caps{Queues: 1, Segments: MaxFrame, MaxFrame: MaxFrame, Mode: "replay"}
+	return pmd.Caps{Queues: 1, Segments: maxSegments, MaxFrame: MaxFrame, Mode: "replay"}
 }
 
 func (o *Out) Start(*packet.Cache) error { return nil }
