@@ -1,0 +1,171 @@
+// Package config is Millrace's configuration file: one YAML document, decoded
+// strictly. Every mistake is reported with file, line, column and key, and with
+// what would have been right.
+//
+// A Config is passive data. The router converts it at its border; nothing in
+// the data plane knows these types.
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// DefaultPath is where `millrace run` looks for a configuration when it is given
+// neither a file nor interfaces.
+const DefaultPath = "/etc/millrace.yaml"
+
+// Config is the whole file. The zero value of a field means "not said", and
+// Default says what holds then.
+type Config struct {
+	Ports      []Port      `yaml:"ports"`
+	Pool       Pool        `yaml:"pool,omitzero"`
+	Workers    Workers     `yaml:"workers,omitzero"`
+	Routes     []Route     `yaml:"routes,omitempty"`
+	Neighbours []Neighbour `yaml:"neighbours,omitempty"`
+	ICMP       ICMP        `yaml:"icmp,omitzero"`
+	Kernel     Kernel      `yaml:"kernel"`
+	API        API         `yaml:"api,omitzero"`
+	Metrics    Metrics     `yaml:"metrics,omitzero"`
+	Log        Log         `yaml:"log,omitzero"`
+
+	src source // where it was read from
+}
+
+// Port is a network port. Name alone is enough for a kernel interface.
+type Port struct {
+	Name      string         `yaml:"name"`
+	Driver    string         `yaml:"driver,omitempty"` // "" finds one for the kernel interface Name
+	Queues    int            `yaml:"queues,omitempty"` // 0: chosen
+	Ring      int            `yaml:"ring,omitempty"`   // descriptors; 0: chosen
+	MTU       int            `yaml:"mtu,omitempty"`    // bytes; 0: left alone
+	MAC       MAC            `yaml:"mac,omitzero"`     // zero: chosen
+	Addresses []netip.Prefix `yaml:"addresses,omitempty"`
+	Host      string         `yaml:"host,omitempty"` // "kernel", "tap", "builtin"; "": by driver, see HostFor
+	Mode      string         `yaml:"mode,omitempty"` // afxdp: "zero-copy", "native", "generic"; "": the best that works
+	Socket    string         `yaml:"socket,omitempty"`
+	Role      string         `yaml:"role,omitempty"` // memif: "server" or "client"
+	ID        uint32         `yaml:"id,omitempty"`
+	Secret    string         `yaml:"secret,omitempty"`
+	Read      string         `yaml:"read,omitempty"`
+	Write     string         `yaml:"write,omitempty"`
+	Loop      Loop           `yaml:"loop,omitempty"`
+	Rate      Rate           `yaml:"rate,omitempty"`
+	Vlans     []Vlan         `yaml:"vlans,omitempty"`
+}
+
+// Vlan is an interface for the tagged frames of a port.
+type Vlan struct {
+	ID        uint16         `yaml:"id"`              // outer or only tag, 1 to 4094
+	Inner     uint16         `yaml:"inner,omitempty"` // inner tag of QinQ; 0 for a single tag
+	Name      string         `yaml:"name,omitempty"`  // never empty after Load: port.id or port.id.inner
+	Addresses []netip.Prefix `yaml:"addresses,omitempty"`
+}
+
+// Pool is the memory for packets.
+type Pool struct {
+	Buffers int `yaml:"buffers,omitempty"` // 0: chosen from the ports' rings
+}
+
+// Workers are the threads that move packets.
+type Workers struct {
+	Cores Cores         `yaml:"cores,omitempty"` // none: chosen
+	Poll  string        `yaml:"poll,omitempty"`  // "busy" or "adaptive"
+	Spin  time.Duration `yaml:"spin,omitempty"`  // adaptive: time of empty polls before a worker sleeps
+	Sleep time.Duration `yaml:"sleep,omitempty"` // adaptive: longest sleep
+}
+
+// Route is a static route.
+type Route struct {
+	To     netip.Prefix `yaml:"to" form:"dest"` // masked
+	Via    []NextHop    `yaml:"via,omitempty"`
+	Dev    string       `yaml:"dev,omitempty"` // without Via: directly connected
+	Metric uint32       `yaml:"metric,omitempty"`
+	Type   string       `yaml:"type,omitempty"` // "unicast", "blackhole", "unreachable", "prohibit"; "" is unicast
+}
+
+// NextHop is a gateway, written `ADDR [dev NAME] [weight N]`.
+type NextHop struct {
+	Addr   netip.Addr
+	Dev    string // "" lets the connected prefixes decide
+	Weight int    // at least 1
+}
+
+// Neighbour is a static neighbour.
+type Neighbour struct {
+	Address netip.Addr `yaml:"address"`
+	MAC     MAC        `yaml:"mac"`
+	Port    string     `yaml:"port"` // a port or VLAN
+}
+
+// ICMP limits the errors that the router sends.
+type ICMP struct {
+	Rate      int  `yaml:"rate"`      // errors a second, of all kinds together; 0: none are sent
+	Burst     int  `yaml:"burst"`     // errors at once
+	Redirects bool `yaml:"redirects"` // send redirects
+}
+
+// Kernel is what is taken from the Linux kernel.
+type Kernel struct {
+	Follow bool `yaml:"follow"` // links, addresses, neighbours and routes by netlink
+}
+
+// API is the control interface.
+type API struct {
+	Socket string `yaml:"socket,omitempty"` // "": api.DefaultSocket
+}
+
+// Metrics is Prometheus over TCP.
+type Metrics struct {
+	Listen string `yaml:"listen,omitempty"` // host:port; "": off
+}
+
+// Log is what goes to standard error.
+type Log struct {
+	Level string `yaml:"level,omitempty"` // "debug", "info", "warn", "error"
+}
+
+// Default is the configuration of an empty file: no ports, and a value for everything that has one.
+func Default() *Config {
+	return &Config{
+		Workers: Workers{Poll: "adaptive", Spin: 100 * time.Microsecond, Sleep: 10 * time.Millisecond},
+		ICMP:    ICMP{Rate: 1000, Burst: 50, Redirects: true},
+		Kernel:  Kernel{Follow: true},
+		Log:     Log{Level: "info"},
+	}
+}
+
+// FromInterfaces is Default with a port for each kernel interface named.
+func FromInterfaces(names []string) (*Config, error) {
+	c := Default()
+	for _, n := range names {
+		c.Ports = append(c.Ports, Port{Name: n})
+	}
+	c.src.file = "command line"
+	return c, c.Check()
+}
+
+// HostFor says who answers for a port's own addresses, given the driver that was chosen.
+func (p *Port) HostFor(driver string) string {
+	switch {
+	case p.Host != "":
+		return p.Host
+	case driver == "afxdp" || driver == "afpacket":
+		return "kernel"
+	case driver == "mem" || driver == "pcap":
+		return "builtin"
+	}
+	return "tap"
+}
+
+// File is the path that the configuration was loaded from, or "".
+func (c *Config) File() string { return c.src.file }
+
+// At is the position of a key, such as "ports[1].mtu", as "file:line:col" for
+// messages; "file" where the key is not in the file.
+func (c *Config) At(key string) string {
+	if p, ok := c.src.find(key); ok {
+		return p.in(c.src.file)
+	}
+	return c.src.file
+}
