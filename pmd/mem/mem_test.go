@@ -162,8 +162,12 @@ func TestLinkDown(t *testing.T) {
 
 func readable(fd int, ms int) bool {
 	f := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	n, _ := unix.Poll(f, ms)
-	return n == 1
+	for {
+		n, err := unix.Poll(f, ms)
+		if err != unix.EINTR {
+			return n == 1
+		}
+	}
 }
 
 func TestSleep(t *testing.T) {
