@@ -1,0 +1,235 @@
+package trace
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+
+	"millrace/packet"
+	"millrace/pipeline/graph"
+)
+
+// Packet is one packet's way down the road.
+type Packet struct {
+	Summary string // what it is, in the style of tcpdump
+	From    string // the port it came in by, or the stage that put it on the road
+	Steps   []Step
+}
+
+// Step is what one stage did.
+type Step struct{ Stage, Text string }
+
+// Tracer is a hook that follows packets and tells their way.
+type Tracer struct {
+	filter *Filter
+	left   atomic.Int64
+	out    func(Packet)
+	mu     sync.Mutex // guards calls of out and the map
+	by     map[*graph.Worker]*followed
+}
+
+// followed is a worker's packets under trace, by position.
+type followed struct {
+	n      int
+	at     [graph.VectorSize]*Packet
+	left   [graph.VectorSize]bool
+	seenNX int
+	seenNA int
+}
+
+// NewTracer follows the first n packets that the filter selects and gives each to out
+// when it has left the road. out is called on a worker's thread and must not block.
+func NewTracer(f *Filter, n int, out func(Packet)) *Tracer {
+	t := &Tracer{filter: f, out: out, by: map[*graph.Worker]*followed{}}
+	t.left.Store(int64(n))
+	return t
+}
+
+// Done reports whether all packets asked for have been given out.
+func (t *Tracer) Done() bool { return t.left.Load() <= 0 }
+
+func (t *Tracer) state(w *graph.Worker) *followed {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.by[w]
+	if s == nil {
+		s = &followed{}
+		t.by[w] = s
+	}
+	return s
+}
+
+// Begin picks the packets to follow.
+func (t *Tracer) Begin(w *graph.Worker, v *graph.Vector, from string) {
+	s := t.state(w)
+	*s = followed{}
+	for i := range v.N {
+		m := v.Mbuf(uint8(i))
+		l3 := -1
+		if v.N4+v.N6 > 0 { // from a Source: the header is known
+			l3 = v.L3Off(uint8(i))
+		}
+		if !t.filter.Match(m, l3) || t.left.Add(-1) < 0 {
+			continue
+		}
+		s.at[i] = &Packet{Summary: Summary(m, l3), From: from}
+		s.n++
+	}
+}
+
+// After notes what a stage did to the packets followed.
+func (t *Tracer) After(w *graph.Worker, v *graph.Vector, st *graph.Stage) {
+	s := t.state(w)
+	if s.n == 0 {
+		return
+	}
+	for ; s.seenNX < v.NX; s.seenNX++ {
+		i := v.XPos[uint8(s.seenNX)]
+		s.left[i] = true
+		if p := s.at[i]; p != nil {
+			p.Steps = append(p.Steps, Step{st.Name, fate(v.XCode[uint8(s.seenNX)])})
+		}
+	}
+	for ; s.seenNA < v.NA; s.seenNA++ {
+		i := v.APos[uint8(s.seenNA)]
+		s.left[i] = true
+		if p := s.at[i]; p != nil {
+			p.Steps = append(p.Steps, Step{st.Name, "decapsulated: the inner packet goes down the road again"})
+		}
+	}
+	if st.Lane != graph.IPv6 {
+		t.tell(w, v, st, s, v.Lane4[:v.N4])
+	}
+	if st.Lane != graph.IPv4 {
+		t.tell(w, v, st, s, v.Lane6[:v.N6])
+	}
+}
+
+func (t *Tracer) tell(w *graph.Worker, v *graph.Vector, st *graph.Stage, s *followed, lane []uint8) {
+	for _, i := range lane {
+		p := s.at[i]
+		if p == nil || s.left[i] {
+			continue
+		}
+		text := st.Doc
+		if st.Trace != nil {
+			text = st.Trace(&graph.Look{Worker: w, Vector: v, Pos: i})
+		}
+		p.Steps = append(p.Steps, Step{st.Name, text})
+	}
+}
+
+// fate tells why a packet left.
+func fate(why graph.Reason) string {
+	x := why.Info()
+	verb := "dropped"
+	switch {
+	case x.Kind == graph.Host:
+		verb = "to the host"
+	case x.Kind == graph.Hold:
+		verb = "held by " + x.To
+	case x.ICMP4.Owed || x.ICMP6.Owed:
+		verb = "dropped, the sender is told by ICMP"
+	}
+	return fmt.Sprintf("%s (%s): %s", verb, why, x.Doc)
+}
+
+// End gives out what was followed.
+func (t *Tracer) End(w *graph.Worker, v *graph.Vector) {
+	s := t.state(w)
+	if s.n == 0 {
+		return
+	}
+	again := v.NA > 0
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, p := range s.at {
+		if p == nil || again && v.NA > 0 && goesAgain(v, uint8(i)) {
+			continue
+		}
+		t.out(*p)
+		s.at[i] = nil
+		s.n--
+	}
+	s.seenNX, s.seenNA = 0, 0
+	s.left = [graph.VectorSize]bool{}
+}
+
+func goesAgain(v *graph.Vector, i uint8) bool {
+	for _, a := range v.APos[:v.NA] {
+		if a == i {
+			return true
+		}
+	}
+	return false
+}
+
+// Summary is one line about a packet, in the style of tcpdump. l3 is the offset of its L3 header
+// where the packet has no Ethernet header before it, else -1.
+func Summary(m *packet.Mbuf, l3 int) string {
+	b := make([]byte, min(int(m.PktLen), 256))
+	b = b[:m.CopyOut(0, b)]
+	first := gopacket.LayerType(layers.LayerTypeEthernet)
+	if l3 >= 0 && l3 < len(b) {
+		b = b[l3:]
+		first = layers.LayerTypeIPv4
+		if b[0]>>4 == 6 {
+			first = layers.LayerTypeIPv6
+		}
+	}
+	p := gopacket.NewPacket(b, first, gopacket.DecodeOptions{Lazy: true, NoCopy: true})
+	s := ""
+	for _, l := range p.Layers() {
+		s += words(l)
+	}
+	if s == "" {
+		s = "not understood"
+	}
+	return fmt.Sprintf("%s, %d bytes", s, m.PktLen)
+}
+
+func words(l gopacket.Layer) string {
+	switch x := l.(type) {
+	case *layers.Ethernet:
+		if x.EthernetType == layers.EthernetTypeIPv4 || x.EthernetType == layers.EthernetTypeIPv6 || x.EthernetType == layers.EthernetTypeDot1Q {
+			return ""
+		}
+		return fmt.Sprintf("%s > %s %s", x.SrcMAC, x.DstMAC, x.EthernetType)
+	case *layers.Dot1Q:
+		return fmt.Sprintf("vlan %d, ", x.VLANIdentifier)
+	case *layers.ARP:
+		return fmt.Sprintf(", op %d, %v > %v", x.Operation, x.SourceProtAddress, x.DstProtAddress)
+	case *layers.IPv4:
+		s := fmt.Sprintf("IP %s > %s, ttl %d", x.SrcIP, x.DstIP, x.TTL)
+		if x.FragOffset != 0 || x.Flags&layers.IPv4MoreFragments != 0 {
+			s += fmt.Sprintf(", fragment at %d", int(x.FragOffset)*8)
+		}
+		if x.Flags&layers.IPv4DontFragment != 0 {
+			s += ", DF"
+		}
+		return s
+	case *layers.IPv6:
+		return fmt.Sprintf("IP6 %s > %s, hlim %d", x.SrcIP, x.DstIP, x.HopLimit)
+	case *layers.ICMPv4:
+		return fmt.Sprintf(", ICMP %s id %d seq %d", x.TypeCode, x.Id, x.Seq)
+	case *layers.ICMPv6:
+		return fmt.Sprintf(", ICMP6 %s", x.TypeCode)
+	case *layers.TCP:
+		fl := ""
+		for _, f := range []struct {
+			on bool
+			c  string
+		}{{x.SYN, "S"}, {x.FIN, "F"}, {x.RST, "R"}, {x.PSH, "P"}, {x.ACK, "."}} {
+			if f.on {
+				fl += f.c
+			}
+		}
+		return fmt.Sprintf(", TCP %d > %d [%s] seq %d", x.SrcPort, x.DstPort, fl, x.Seq)
+	case *layers.UDP:
+		return fmt.Sprintf(", UDP %d > %d", x.SrcPort, x.DstPort)
+	}
+	return ""
+}
