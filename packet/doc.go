@@ -18,6 +18,6 @@
 // # Concurrency
 //
 // A Cache belongs to one thread. A Pool serves any number of caches: they exchange
-// blocks of indices with it through a lock-free queue. Reference counts are
+// blocks of indices with it through a lock-free stack. Reference counts are
 // changed atomically once they may exceed one.
 package packet

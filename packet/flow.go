@@ -136,7 +136,7 @@ func SymHash4(p unsafe.Pointer, n uint16) uint32 {
 	if n >= 24 && *(*uint8)(p) == 0x45 && *(*uint16)(unsafe.Add(p, 6))&notFrag4 == 0 && hasPorts(proto) {
 		x, y = symPorts(x, unsafe.Add(p, 20))
 	}
-	return Mix(uint64(s^d)<<32|uint64(s+d), x^y<<40)
+	return Mix(uint64(min(s, d))<<32|uint64(max(s, d)), x^y<<40)
 }
 
 // SymHash6 is SymHash4 for IPv6. It leaves out flow labels, which differ by direction.
@@ -145,10 +145,10 @@ func SymHash6(p unsafe.Pointer, n uint16) uint32 {
 	if n >= 44 && hasPorts(uint8(x)) {
 		x, y = symPorts(x, unsafe.Add(p, 40))
 	}
-	a := *(*uint64)(unsafe.Add(p, 8)) ^ *(*uint64)(unsafe.Add(p, 24))
-	b := *(*uint64)(unsafe.Add(p, 16)) ^ *(*uint64)(unsafe.Add(p, 32))
-	hi, lo := bits.Mul64(a^FlowSeed, b^mix0)
-	return Mix(hi^lo, x^y<<40)
+	hi, lo := bits.Mul64(*(*uint64)(unsafe.Add(p, 8))^FlowSeed, *(*uint64)(unsafe.Add(p, 16))^mix0)
+	h2, l2 := bits.Mul64(*(*uint64)(unsafe.Add(p, 24))^FlowSeed, *(*uint64)(unsafe.Add(p, 32))^mix0)
+	s, d := hi^lo, h2^l2
+	return Mix(min(s, d)^x, max(s, d)^y<<40)
 }
 
 func symPorts(x uint64, p unsafe.Pointer) (uint64, uint64) {

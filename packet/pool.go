@@ -59,13 +59,12 @@ type Pool struct {
 	n     int
 	first uint32
 
-	blocks []block // a bounded queue of index blocks (Vyukov's MPMC queue)
-	mask   uint32
+	blocks []block
 	_      [64]byte
-	head   atomic.Uint32
-	_      [64]byte
-	tail   atomic.Uint32
-	_      [64]byte
+	full   blockStack // blocks that hold indices
+	_      [48]byte
+	empty  blockStack
+	_      [48]byte
 
 	rest   sync.Mutex // guards odd: what caches left behind that is less than a block
 	odd    []uint32
@@ -83,8 +82,41 @@ type cacheCount struct {
 const maxCaches = 256
 
 type block struct {
-	seq atomic.Uint32
-	idx [blockSize]uint32
+	next atomic.Uint32 // in its stack: number+1 of the block below, 0 at the bottom
+	idx  [blockSize]uint32
+}
+
+// blockStack is a lock-free stack of blocks (Treiber's): a thread that stops in the middle
+// keeps its own block from the others and nothing else. What was freed
+// last is given out first.
+type blockStack struct {
+	top atomic.Uint64 // changes<<32 | number+1 of the uppermost block
+	n   atomic.Int64
+}
+
+func (s *blockStack) push(blocks []block, b uint32) {
+	for {
+		old := s.top.Load()
+		blocks[b].next.Store(uint32(old))
+		if s.top.CompareAndSwap(old, (old>>32+1)<<32|uint64(b+1)) {
+			s.n.Add(1)
+			return
+		}
+	}
+}
+
+func (s *blockStack) pop(blocks []block) (uint32, bool) {
+	for {
+		old := s.top.Load()
+		b := uint32(old) - 1
+		if b == ^uint32(0) {
+			return 0, false
+		}
+		if s.top.CompareAndSwap(old, (old>>32+1)<<32|uint64(blocks[b].next.Load())) {
+			s.n.Add(-1)
+			return b, true
+		}
+	}
 }
 
 // NewPool maps n buffers, rounded up to a multiple of 128.
@@ -114,13 +146,9 @@ func NewPool(name string, n int) (*Pool, error) {
 	}
 	p := &Pool{name: name, num: uintptr(num), mem: b, pages: pages, n: n, first: uint32(off >> 6)}
 	p.counts = unsafe.Slice((*cacheCount)(unsafe.Add(base, off+counts)), maxCaches)
-	cap := uint32(1)
-	for int(cap)*blockSize < n+blockSize {
-		cap *= 2
-	}
-	p.blocks, p.mask = make([]block, cap), cap-1
+	p.blocks, p.odd = make([]block, n/blockSize), make([]uint32, 0, n)
 	for i := range p.blocks {
-		p.blocks[i].seq.Store(uint32(i))
+		p.empty.push(p.blocks, uint32(i))
 	}
 	var blk [blockSize]uint32
 	for i := 0; i < n; i += blockSize {
@@ -203,7 +231,7 @@ func (p *Pool) FromOffset(off uint64) uint32 {
 // Free is the number of free buffers, including those in caches. It is exact
 // only while no cache is being used.
 func (p *Pool) Free() int {
-	n := int(p.head.Load()-p.tail.Load()) * blockSize
+	n := int(p.full.n.Load()) * blockSize
 	p.rest.Lock()
 	defer p.rest.Unlock()
 	n += len(p.odd)
@@ -213,39 +241,25 @@ func (p *Pool) Free() int {
 	return n
 }
 
-// put and get move one block; false where the queue is full or empty.
-func (p *Pool) put(b *[blockSize]uint32) bool {
-	for {
-		h := p.head.Load()
-		s := &p.blocks[h&p.mask]
-		switch d := int32(s.seq.Load() - h); {
-		case d == 0:
-			if p.head.CompareAndSwap(h, h+1) {
-				s.idx = *b
-				s.seq.Store(h + 1)
-				return true
-			}
-		case d < 0:
-			return false
-		}
+// put and get move one block's indices; put is false where the pool has all it ever had.
+func (p *Pool) put(idx *[blockSize]uint32) bool {
+	b, ok := p.empty.pop(p.blocks)
+	if !ok {
+		return false
 	}
+	p.blocks[b].idx = *idx
+	p.full.push(p.blocks, b)
+	return true
 }
 
-func (p *Pool) get(b *[blockSize]uint32) bool {
-	for {
-		t := p.tail.Load()
-		s := &p.blocks[t&p.mask]
-		switch d := int32(s.seq.Load() - (t + 1)); {
-		case d == 0:
-			if p.tail.CompareAndSwap(t, t+1) {
-				*b = s.idx
-				s.seq.Store(t + uint32(len(p.blocks)))
-				return true
-			}
-		case d < 0:
-			return p.getOdd(b)
-		}
+func (p *Pool) get(idx *[blockSize]uint32) bool {
+	b, ok := p.full.pop(p.blocks)
+	if !ok {
+		return p.getOdd(idx)
 	}
+	*idx = p.blocks[b].idx
+	p.empty.push(p.blocks, b)
+	return true
 }
 
 // getOdd makes a block of what closed caches left.
@@ -300,7 +314,7 @@ func (c *Cache) Close() {
 	for n >= blockSize {
 		copy(b[:], c.stack[n-blockSize:n])
 		if !p.put(&b) {
-			break
+			panic(p.tooMany())
 		}
 		n -= blockSize
 	}
@@ -364,9 +378,16 @@ func (c *Cache) refill() bool {
 	return true
 }
 
+func (p *Pool) tooMany() string {
+	return "packet: more buffers freed than the pool " + p.name + " has"
+}
+
 // FreeRaw puts back buffers that AllocRaw gave and that were never filled.
 func (c *Cache) FreeRaw(src []uint32) {
 	for _, i := range src {
+		if invariants.Enabled { // something may have been received into it
+			At(i).PktLen = 0
+		}
 		c.push(i)
 	}
 }
@@ -385,7 +406,7 @@ func (c *Cache) push(i uint32) {
 func (c *Cache) spill() {
 	for k := 0; k < 2; k++ {
 		if !c.pool.put((*[blockSize]uint32)(c.stack[k*blockSize:])) {
-			panic("packet: more buffers freed than the pool " + c.pool.name + " has")
+			panic(c.pool.tooMany())
 		}
 	}
 	copy(c.stack[:], c.stack[2*blockSize:])
@@ -542,16 +563,19 @@ func (m *Mbuf) unref() bool {
 	return false
 }
 
+// poison fills freed buffers.
+const poison = 0xdf
+
 // mangle destroys a freed buffer's contents, so that use after free shows.
 func (m *Mbuf) mangle() {
-	b := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(m), HeaderSize)), Stride-HeaderSize)
-	for i := range b {
-		b[i] = 0xdf
-	}
-	m.PktLen, m.DataLen, m.DataOff = 0xdfdfdfdf, 0xdfdf, 0xdfdf
 	if m.RefCnt != 1 || m.Next != 0 {
 		panic("packet: freed buffer is still referenced or linked")
 	}
+	b := m.room()
+	for i := range b {
+		b[i] = poison
+	}
+	m.PktLen, m.DataLen, m.DataOff = poison*0x01010101, poison*0x0101, poison*0x0101
 }
 
 // checkFree verifies that nobody wrote to the buffer while it was free.
@@ -559,4 +583,17 @@ func (m *Mbuf) checkFree() {
 	if m.RefCnt != 1 || m.NbSegs != 1 || m.Next != 0 || m.OlFlags&FlagIndirect != 0 {
 		panic("packet: a buffer was changed while it was free")
 	}
+	if m.PktLen != poison*0x01010101 {
+		return
+	}
+	for _, x := range m.room() {
+		if x != poison {
+			panic("packet: data was written to a buffer while it was free")
+		}
+	}
+}
+
+// room is the buffer's own memory, headroom included.
+func (m *Mbuf) room() []byte {
+	return unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(m), HeaderSize)), Stride-HeaderSize)
 }
