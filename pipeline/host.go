@@ -1,0 +1,49 @@
+package pipeline
+
+import (
+	"millrace/pipeline/graph"
+)
+
+var xHostMissed = graph.NewReason(graph.ReasonInfo{Stage: "host", Name: "not-filtered",
+	Doc: "A packet for the host came past the kernel's filter, most likely in the moment in which an address was added. The next one reaches the kernel."})
+
+// HostExit hands packets for the host to who owns the interface: the kernel by the port's
+// TAP, the kernel that has seen the packet itself, or the built-in host.
+var HostExit = &graph.Stage{
+	Name: "host", Doc: "hand local packets to the kernel or to the built-in host",
+	Reasons: []graph.Reason{xHostMissed},
+	New: func(w *graph.Worker) graph.Runner {
+		h := &hostExit{w: w}
+		h.builtin, _ = w.Instances[BuiltinHost].(graph.Taker)
+		return h
+	},
+}
+
+// BuiltinHost is the name of the exit stage that is the host of ports which no
+// kernel sees.
+const BuiltinHost = "builtin-host"
+
+type hostExit struct {
+	w       *graph.Worker
+	builtin graph.Taker
+}
+
+func (h *hostExit) Run(*graph.Vector) {}
+
+func (h *hostExit) Take(v *graph.Vector, pos []uint8, why graph.Reason) {
+	w, t := h.w, h.w.Tables
+	for k, i := range pos {
+		ifc := &t.Ifaces[v.In[i]&(graph.MaxIfaces-1)]
+		switch tap := t.Taps[ifc.Port&(graph.MaxPorts-1)]; {
+		case tap != 0:
+			w.Send(tap, v.Idx[i])
+		case ifc.Flags&graph.IfSeesAll != 0:
+			w.C.ToHost++
+			w.Cache.Free(v.Idx[i : int(i)+1])
+		case ifc.Flags&graph.IfKernel != 0 || h.builtin == nil:
+			w.Discard(v.Idx[i], xHostMissed)
+		default:
+			h.builtin.Take(v, pos[k:k+1], why)
+		}
+	}
+}

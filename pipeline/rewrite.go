@@ -1,0 +1,258 @@
+package pipeline
+
+import (
+	"unsafe"
+
+	"millrace/pipeline/graph"
+)
+
+// Rewrite decrements TTL or hop limit, writes the new Ethernet header and hands
+// the packets to their ports: one stage, since nothing stands between. Packets larger than
+// the adjacency's MTU leave for fragmentation, or for the ICMP error that they owe.
+func Rewrite(x MTUReasons, redirect Redirector) *graph.Stage {
+	return &graph.Stage{
+		Name: "rewrite", Doc: "TTL, checksum, Ethernet header; then transmit", Lane: graph.Any,
+		Reasons: []graph.Reason{x.Fragment, x.DontFragment, x.TooBig6, xHeadroom, graph.XTxFull},
+		New: func(w *graph.Worker) graph.Runner {
+			r := &rewrite{w: w, x: x}
+			if redirect != nil {
+				r.redirect = redirect(w)
+			}
+			return r
+		},
+		Trace: traceRewrite,
+	}
+}
+
+// MTUReasons are given to packets larger than the MTU of their adjacency.
+type MTUReasons struct {
+	Fragment     graph.Reason // IPv4 without DF
+	DontFragment graph.Reason // IPv4 with DF
+	TooBig6      graph.Reason
+}
+
+// Redirector makes the function that sends an ICMP redirect about position i, which goes
+// on all the same. The packet is shown as it was received.
+type Redirector func(w *graph.Worker) func(v *graph.Vector, i uint8)
+
+var xHeadroom = graph.NewReason(graph.ReasonInfo{Stage: "rewrite", Name: "no-headroom",
+	Doc: "The buffer has too little room before the packet for the Ethernet header: the port that received it should ask for more headroom."})
+
+type rewrite struct {
+	w        *graph.Worker
+	x        MTUReasons
+	redirect func(v *graph.Vector, i uint8)
+}
+
+func (s *rewrite) Run(v *graph.Vector) {
+	w := s.w
+	if v.N4 != 0 {
+		back, tagged := rewrite4(w, v)
+		if tagged {
+			s.fixData(v, &v.Lane4, v.N4)
+		}
+		s.odd(v, s.x.Fragment)
+		if back && s.redirect != nil {
+			s.redirects(v, &v.Lane4, v.N4)
+		}
+	}
+	if v.N6 != 0 {
+		back, tagged := rewrite6(w, v)
+		if tagged {
+			s.fixData(v, &v.Lane6, v.N6)
+		}
+		s.odd(v, s.x.TooBig6)
+		if back && s.redirect != nil {
+			s.redirects(v, &v.Lane6, v.N6)
+		}
+	}
+	w.Flush()
+}
+
+// rewrite4 handles the IPv4 lane by runs of one adjacency. Packets that do not fit go to
+// v.Odd. It reports whether any goes out by the interface that it came in by, and
+// whether any frame's Ethernet header changes length.
+func rewrite4(w *graph.Worker, v *graph.Vector) (back, tagged bool) {
+	base, n, odd := w.Base, v.N4, 0
+	adjs := (*[graph.MaxAdjs]graph.Adj)(w.Tables.Adjs)
+	tagged = v.Moved
+	for j := 0; j < n; {
+		cur := v.Adj[v.Lane4[uint8(j)]]
+		a := &adjs[cur]
+		q := w.Tx[a.Port&(graph.MaxPorts-1)]
+		qn, by := q.N, uint64(0)
+		if qn == 0 {
+			w.Dirty[w.ND&(graph.MaxPorts-1)] = a.Port
+			w.ND++
+		}
+		mtu, rw0, rw1 := a.MTU, a.RW0, a.RW4
+		for ; j < n; j++ {
+			i := v.Lane4[uint8(j)]
+			if v.Adj[i] != cur {
+				break
+			}
+			l := v.Len[i]
+			if l > mtu {
+				v.Odd[uint8(odd)] = i
+				odd++
+				continue
+			}
+			p := unsafe.Add(base, v.L3[i])
+			*(*uint64)(unsafe.Add(p, -14)) = rw0
+			*(*uint64)(unsafe.Add(p, -8)) = rw1
+			ttlDown(p)
+			by += uint64(l)
+			q.Buf[uint8(qn)] = v.Idx[i]
+			qn++
+		}
+		k := uint64(qn - q.N)
+		by += uint64(a.L2) * k
+		c := &w.C.Tx[a.Iface&(graph.MaxIfaces-1)]
+		c.Packets += k
+		c.Bytes += by
+		q.Bytes += by
+		q.N = qn
+		back = back || a.Iface == v.From
+		tagged = tagged || a.L2 != 14
+	}
+	v.NOdd = odd
+	return back, tagged
+}
+
+// rewrite6 is rewrite4 for the IPv6 lane.
+func rewrite6(w *graph.Worker, v *graph.Vector) (back, tagged bool) {
+	base, n, odd := w.Base, v.N6, 0
+	adjs := (*[graph.MaxAdjs]graph.Adj)(w.Tables.Adjs)
+	tagged = v.Moved
+	for j := 0; j < n; {
+		cur := v.Adj[v.Lane6[uint8(j)]]
+		a := &adjs[cur]
+		q := w.Tx[a.Port&(graph.MaxPorts-1)]
+		qn, by := q.N, uint64(0)
+		if qn == 0 {
+			w.Dirty[w.ND&(graph.MaxPorts-1)] = a.Port
+			w.ND++
+		}
+		mtu, rw0, rw1 := a.MTU, a.RW0, a.RW6
+		for ; j < n; j++ {
+			i := v.Lane6[uint8(j)]
+			if v.Adj[i] != cur {
+				break
+			}
+			l := v.Len[i]
+			if l > mtu {
+				v.Odd[uint8(odd)] = i
+				odd++
+				continue
+			}
+			p := unsafe.Add(base, v.L3[i])
+			*(*uint64)(unsafe.Add(p, -14)) = rw0
+			*(*uint64)(unsafe.Add(p, -8)) = rw1
+			*(*uint8)(unsafe.Add(p, 7))--
+			by += uint64(l)
+			q.Buf[uint8(qn)] = v.Idx[i]
+			qn++
+		}
+		k := uint64(qn - q.N)
+		by += uint64(a.L2) * k
+		c := &w.C.Tx[a.Iface&(graph.MaxIfaces-1)]
+		c.Packets += k
+		c.Bytes += by
+		q.Bytes += by
+		q.N = qn
+		back = back || a.Iface == v.From
+		tagged = tagged || a.L2 != 14
+	}
+	v.NOdd = odd
+	return back, tagged
+}
+
+// ttlDown decrements an IPv4 TTL and mends the checksum (RFC 1624): both stand in
+// one 32-bit word, in which TTL-1 is +0xffff with end-around carry.
+func ttlDown(p unsafe.Pointer) {
+	t := (*uint32)(unsafe.Add(p, 8))
+	y := uint64(*t) + 0xffff
+	y += (y >> 32) << 16
+	*t = uint32(y)
+}
+
+// ttlUp undoes ttlDown.
+func ttlUp(p unsafe.Pointer) {
+	t := (*uint32)(unsafe.Add(p, 8))
+	y := uint64(*t) + 0xffff0000
+	y += y >> 32
+	*t = uint32(y)
+}
+
+// odd judges what was larger than its MTU.
+func (s *rewrite) odd(v *graph.Vector, why graph.Reason) {
+	for j := 0; j < v.NOdd; j++ {
+		i := v.Odd[uint8(j)]
+		x := why
+		if p := v.Header(i); why == s.x.Fragment && *(*uint8)(unsafe.Add(p, 6))&0x40 != 0 {
+			x = s.x.DontFragment
+		}
+		v.Exit(i, x)
+	}
+	v.NOdd = 0
+}
+
+// redirects tells senders of packets that go back where they came from of the
+// better way. The packets wait in their TxBufs, rewritten: each is shown as it came.
+func (s *rewrite) redirects(v *graph.Vector, lane *[graph.VectorSize]uint8, n int) {
+	for j := range n {
+		i := lane[uint8(j)]
+		a := &s.w.Tables.Adjs[v.Adj[i]]
+		if a.Iface != v.From || a.Flags&graph.AdjRedirect == 0 || v.Len[i] > a.MTU {
+			continue
+		}
+		p := v.Header(i)
+		if *(*uint8)(p)>>4 == 4 {
+			ttlUp(p)
+			s.redirect(v, i)
+			ttlDown(p)
+		} else {
+			*(*uint8)(unsafe.Add(p, 7))++
+			s.redirect(v, i)
+			*(*uint8)(unsafe.Add(p, 7))--
+		}
+	}
+}
+
+// fixData finishes frames whose Ethernet header changes length, which wait in their TxBufs: it
+// sets the start of the data and writes the tags before the last 14 bytes.
+func (s *rewrite) fixData(v *graph.Vector, lane *[graph.VectorSize]uint8, n int) {
+	w := s.w
+	for j := range n {
+		i := lane[uint8(j)]
+		a := &w.Tables.Adjs[v.Adj[i]]
+		if v.Len[i] > a.MTU {
+			continue // leaves as it came
+		}
+		m := v.Mbuf(i)
+		grow := int(a.L2) - v.L3Off(i)
+		if grow > int(m.DataOff) {
+			unsend(w.Tx[a.Port&(graph.MaxPorts-1)], v.Idx[i])
+			v.Exit(i, xHeadroom)
+			continue
+		}
+		m.DataOff -= uint16(grow)
+		m.DataLen += uint16(grow)
+		m.PktLen += uint32(grow)
+		if a.L2 != 14 {
+			p := unsafe.Add(w.Base, v.L3[i]-uintptr(a.L2))
+			copy(unsafe.Slice((*byte)(p), a.L2-2), a.Head[:])
+		}
+	}
+}
+
+// unsend takes one packet out of a TxBuf again.
+func unsend(b *graph.TxBuf, idx uint32) {
+	for k := range b.N {
+		if b.Buf[k] == idx {
+			copy(b.Buf[k:b.N], b.Buf[k+1:b.N])
+			b.N--
+			return
+		}
+	}
+}
