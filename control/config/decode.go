@@ -219,7 +219,11 @@ func (d *decoder) value(n ast.Node, v reflect.Value, key, form string) bool {
 	}
 	s, ok := scalar(n)
 	if !ok {
-		d.fail(n, key, "one value is wanted here, not %s", kindOf(n))
+		hint := ""
+		if m, ok := n.(*ast.MappingNode); ok && len(m.Values) == 1 {
+			hint = "; a value with colons inside brackets needs quotes, such as \"2001:db8::1/64\""
+		}
+		d.fail(n, key, "one value is wanted here, not %s%s", kindOf(n), hint)
 		return true
 	}
 	var err error
