@@ -1,9 +1,9 @@
 package ip
 
 import (
-	"fmt"
 	"math/bits"
 	"net/netip"
+	"strconv"
 	"unsafe"
 
 	"millrace/packet"
@@ -34,10 +34,15 @@ func Check4(opts ...Option) *graph.Stage {
 		New: func(w *graph.Worker) graph.Runner { return &check4{w: w, policy: p} },
 		Trace: func(t *graph.Look) string {
 			h := packet.IPv4(unsafe.Slice((*byte)(t.Vector.Header(t.Pos)), packet.IPv4Size))
-			return fmt.Sprintf("%s -> %s proto %d ttl %d len %d", netip.AddrFrom4(h.Src()), netip.AddrFrom4(h.Dst()),
-				h.Proto(), h.TTL(), t.Vector.Len[t.Pos])
+			return netip.AddrFrom4(h.Src()).String() + " -> " + netip.AddrFrom4(h.Dst()).String() +
+				words("proto", int(h.Proto()), "ttl", int(h.TTL()), "len", int(t.Vector.Len[t.Pos]))
 		},
 	}
+}
+
+// words writes names with numbers.
+func words(a string, x int, b string, y int, c string, z int) string {
+	return " " + a + " " + strconv.Itoa(x) + " " + b + " " + strconv.Itoa(y) + " " + c + " " + strconv.Itoa(z)
 }
 
 type check4 struct {

@@ -1,7 +1,6 @@
 package ip
 
 import (
-	"fmt"
 	"math/bits"
 	"net/netip"
 	"unsafe"
@@ -20,8 +19,8 @@ func Check6() *graph.Stage {
 		New: func(w *graph.Worker) graph.Runner { return &check6{w: w} },
 		Trace: func(t *graph.Look) string {
 			h := packet.IPv6(unsafe.Slice((*byte)(t.Vector.Header(t.Pos)), packet.IPv6Size))
-			return fmt.Sprintf("%s -> %s next %d hop limit %d len %d", netip.AddrFrom16(h.Src()), netip.AddrFrom16(h.Dst()),
-				h.Next(), h.HopLimit(), t.Vector.Len[t.Pos])
+			return netip.AddrFrom16(h.Src()).String() + " -> " + netip.AddrFrom16(h.Dst()).String() +
+				words("next", int(h.Next()), "hop limit", int(h.HopLimit()), "len", int(t.Vector.Len[t.Pos]))
 		},
 	}
 }

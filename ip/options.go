@@ -2,8 +2,8 @@ package ip
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net/netip"
+	"strconv"
 	"unsafe"
 
 	"millrace/internal/clock"
@@ -129,7 +129,7 @@ func Options4() *graph.Stage {
 		Name: "options4", Doc: "record route and timestamp options", Lane: graph.IPv4,
 		New: func(w *graph.Worker) graph.Runner { return &fill4{w} },
 		Trace: func(t *graph.Look) string {
-			return fmt.Sprintf("%d bytes of options", *(*byte)(t.Vector.Header(t.Pos))&15*4-packet.IPv4Size)
+			return strconv.Itoa(int(*(*byte)(t.Vector.Header(t.Pos))&15)*4-packet.IPv4Size) + " bytes of options"
 		},
 	}
 }

@@ -1,0 +1,56 @@
+package icmp
+
+import (
+	"hash/maphash"
+	"net/netip"
+
+	"millrace/internal/clock"
+)
+
+const (
+	// HostBurst messages may go to one host at once, then one every HostSeconds (Linux:
+	// icmp_ratelimit of 1000 ms with a burst of 6).
+	HostBurst   = 6
+	HostSeconds = 1
+	// GlobalBurst messages may go at once, then GlobalRate a second, for each worker (Linux:
+	// icmp_msgs_burst, icmp_msgs_per_sec).
+	GlobalBurst = 50
+	GlobalRate  = 1000
+
+	limitSlots = 4096 // hosts that share a slot by their hash share its rate
+)
+
+// limitKind keeps redirects from using up a host's errors.
+type limitKind uint64
+
+const (
+	limitError limitKind = iota
+	limitRedirect
+)
+
+// limiter is a worker's token buckets, each kept as the time at which it will be full
+// again (the generic cell rate algorithm): empty buckets need no upkeep.
+type limiter struct {
+	host, global uint64 // ticks for one message
+	seed         maphash.Seed
+	all          uint64
+	slots        [limitSlots]uint64
+}
+
+func newLimiter() *limiter {
+	hz := clock.Hz()
+	return &limiter{host: hz * HostSeconds, global: hz / GlobalRate, seed: maphash.MakeSeed()}
+}
+
+// allow takes a token of the host's bucket and of the global one, or none. The host's is asked
+// first, so that one loud host does not take everybody's.
+func (l *limiter) allow(now uint64, to netip.Addr, kind limitKind) bool {
+	a := to.As16()
+	s := &l.slots[(maphash.Bytes(l.seed, a[:])^uint64(kind)<<7)%limitSlots]
+	h, g := max(*s, now), max(l.all, now)
+	if h-now > (HostBurst-1)*l.host || g-now > (GlobalBurst-1)*l.global {
+		return false
+	}
+	*s, l.all = h+l.host, g+l.global
+	return true
+}
