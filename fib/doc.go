@@ -1,0 +1,32 @@
+// Package fib finds the way of each packet: longest-prefix match on its destination, then the
+// next hop, down to the adjacency that says which Ethernet header it leaves with.
+//
+//	destination --Table4/Table6--> group --graph.Tables.Groups--> adjacency, or a reason to leave
+//
+// # Life of a route
+//
+// The control side gives routes (Update), interfaces (SetIface) and neighbours
+// (SetNeighbour) from any number of sources, in any order. The FIB keeps all of them, picks for
+// each prefix the best route that can be used now, and keeps the tables of the hot path equal to that
+// choice. Equal sets of next hops share one group, so that a neighbour that
+// changes its address costs one store for all the routes behind it.
+//
+//   - A route over an interface that is down is kept and not used.
+//   - A route whose neighbours are all unresolved is used: its packets leave for
+//     Reasons.Unresolved, and Target says whom to ask for.
+//   - A neighbour inside a connected prefix has a host entry in the tables of its own.
+//
+// # Synchronisation
+//
+// Cold methods take one mutex. The hot path takes none: each change is one store of at
+// most 64 bits that leads from one complete state to another, in the order of
+// amd64 (stores become visible in program order): adjacency, then buckets, then
+// group, then prefix table. What is unlinked (table blocks, groups, buckets,
+// adjacencies) is used again only after all workers have passed a poll round (package epoch).
+//
+// # Tables
+//
+// Table4 is DIR-24-8 (Gupta, Lin, McKeown: Routing Lookups in Hardware at Memory
+// Access Speeds, INFOCOM 1998): one access for prefixes to /24, two beyond. Table6 is a trie with
+// a first stride of 16 bits and strides of 8 behind it.
+package fib

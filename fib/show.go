@@ -1,0 +1,180 @@
+package fib
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"millrace/pipeline/graph"
+	"millrace/pmd"
+)
+
+// RouteInfo is a route as the FIB sees it.
+type RouteInfo struct {
+	Route
+	Active   bool   // in the hot tables
+	Shadowed bool   // inside a special-purpose prefix, so never used
+	Group    uint16 // while active
+}
+
+func (f *FIB) info(e *entry, i int, best int) RouteInfo {
+	c := &e.cands[i]
+	r := RouteInfo{Route: Route{
+		Prefix: e.pfx, NextHops: slices.Clone(c.set.hops), Type: c.set.typ,
+		Source: c.src, Metric: c.metric, Since: time.Unix(0, c.since),
+	}, Shadowed: c.hidden}
+	if i == best && e.inst == c.set {
+		r.Active, r.Group = true, uint16(c.set.group)
+	}
+	return r
+}
+
+// Routes lists all routes, IPv4 first, by prefix and then by preference.
+func (f *FIB) Routes() []RouteInfo {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := make([]RouteInfo, 0, f.rib.Size())
+	for _, e := range f.rib.AllSorted() {
+		from, best := len(out), f.best(e)
+		for i := range e.cands {
+			out = append(out, f.info(e, i, best))
+		}
+		slices.SortStableFunc(out[from:], func(a, b RouteInfo) int {
+			if a.Source != b.Source {
+				return int(a.Source) - int(b.Source)
+			}
+			return int(int64(a.Metric) - int64(b.Metric))
+		})
+	}
+	return out
+}
+
+// Result is where packets to an address go.
+type Result struct {
+	Route     Route // zero where there is none
+	Group     uint16
+	Exit      graph.Reason // why they leave the road; 0 where they are sent
+	Adjs      []uint16     // adjacencies that their flows are spread over; one, for a single next hop
+	Neighbour bool         // the address is a resolved neighbour with a host entry of its own
+}
+
+// Lookup explains what the hot tables do with packets to an address.
+func (f *FIB) Lookup(a netip.Addr) Result {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a = a.WithZone("")
+	var r Result
+	switch {
+	case !a.IsValid():
+		return r
+	case a.Is4():
+		r.Group = f.t4.Lookup(addr4(a))
+	default:
+		r.Group = f.t6.Lookup(a.As16())
+	}
+	for _, e := range f.rib.Supernets(netip.PrefixFrom(a, a.BitLen())) {
+		best := f.best(e)
+		if best < 0 {
+			continue
+		}
+		r.Route = f.info(e, best, best).Route
+		break
+	}
+	if e, ok := f.near.Get(netip.PrefixFrom(a, a.BitLen())); ok && e.inst != nil {
+		i := f.best(e)
+		r.Neighbour = i < 0 || e.cands[i].set != e.inst
+	}
+	g := &f.t.Groups[r.Group]
+	r.Exit = g.Exit
+	switch {
+	case g.Exit != 0:
+	case g.Mask == 0:
+		r.Adjs = []uint16{g.Adj}
+	default:
+		for _, b := range f.t.Buckets[g.At:][:int(g.Mask)+1] {
+			if !slices.Contains(r.Adjs, b) {
+				r.Adjs = append(r.Adjs, b)
+			}
+		}
+	}
+	return r
+}
+
+// Neighbour is a neighbour of the router.
+type Neighbour struct {
+	Iface  uint16
+	Addr   netip.Addr
+	MAC    pmd.MAC // zero while not Known
+	Known  bool
+	Adj    uint16 // 0 while no route in use needs it
+	Groups int    // next-hop groups that send to it
+}
+
+// Neighbours lists neighbours that are known or that routes in use send to, by interface and address.
+func (f *FIB) Neighbours() []Neighbour {
+	f.mu.Lock()
+	out := make([]Neighbour, 0, len(f.hops))
+	for k, h := range f.hops {
+		out = append(out, Neighbour{k.iface, k.addr, h.mac, h.known, h.adj, len(h.sets)})
+	}
+	f.mu.Unlock()
+	slices.SortFunc(out, func(a, b Neighbour) int {
+		if a.Iface != b.Iface {
+			return int(a.Iface) - int(b.Iface)
+		}
+		return a.Addr.Compare(b.Addr)
+	})
+	return out
+}
+
+// Unresolved lists the next hops of routes in use whose neighbour is not known: to be
+// asked for ahead of packets, and the only way to those of multipath groups of which others work.
+func (f *FIB) Unresolved() []Neighbour {
+	return slices.DeleteFunc(f.Neighbours(), func(n Neighbour) bool { return n.Known })
+}
+
+// Stats are the sizes of the tables.
+type Stats struct {
+	Prefixes    int // that have a route or a neighbour
+	Installed   int // in the hot tables
+	NextHopSets int
+	Neighbours  int
+	Groups      int // numbers given out, those not yet free for use included
+	Adjs        int
+	Buckets     int
+	Blocks4     int // of 256 entries each, for IPv4 prefixes beyond /24
+	Nodes6      int
+	Prefetch    bool // IPv4 lookups prefetch: the routes cover more than a cache holds
+}
+
+// Stats counts; with many routes it takes a while.
+func (f *FIB) Stats() Stats {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := Stats{
+		Prefixes: f.rib.Size(), NextHopSets: len(f.sets), Neighbours: len(f.hops),
+		Groups: f.groups.used(), Adjs: f.adjs.used(), Buckets: f.runs.used(),
+		Blocks4: f.t4.ids.used(), Nodes6: f.t6.ids.used(), Prefetch: f.t4.spread.Load(),
+	}
+	for _, e := range f.rib.All() {
+		if e.inst != nil {
+			s.Installed++
+		}
+	}
+	return s
+}
+
+func traceGroup(t *graph.Look) string {
+	g := t.Vector.NH[t.Pos]
+	if x := t.Worker.Tables.Groups[g&(graph.MaxGroups-1)].Exit; x != 0 {
+		return fmt.Sprintf("group %d: %v", g, x)
+	}
+	return fmt.Sprintf("group %d", g)
+}
+
+func traceAdj(t *graph.Look) string {
+	a := t.Vector.Adj[t.Pos]
+	adj := &t.Worker.Tables.Adjs[a]
+	return fmt.Sprintf("group %d, adjacency %d: interface %d", t.Vector.NH[t.Pos], a, adj.Iface)
+}

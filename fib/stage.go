@@ -1,0 +1,301 @@
+package fib
+
+import (
+	"math/bits"
+	"unsafe"
+
+	"millrace/packet"
+	"millrace/pipeline/graph"
+)
+
+// reasons are those that the next-hop stages give.
+func (f *FIB) reasons() []graph.Reason {
+	return []graph.Reason{XNoRoute, XBlackhole, XUnreachable, XProhibit, XLocal, XMulticast, XBroadcast,
+		XDirectedBroadcast, XMartian, XLinkLocal, f.why.Unresolved}
+}
+
+// Lookup4 finds the next-hop group of IPv4 destinations: Dst4 to NH.
+func Lookup4(f *FIB) *graph.Stage {
+	return &graph.Stage{
+		Name: "lookup4", Doc: "longest-prefix match of IPv4 destinations", Lane: graph.IPv4,
+		New:   func(w *graph.Worker) graph.Runner { return &lookup4{f.t4} },
+		Trace: traceGroup,
+	}
+}
+
+// Lookup6 finds the next-hop group of IPv6 destinations.
+func Lookup6(f *FIB) *graph.Stage {
+	return &graph.Stage{
+		Name: "lookup6", Doc: "longest-prefix match of IPv6 destinations", Lane: graph.IPv6,
+		New:   func(w *graph.Worker) graph.Runner { return &lookup6{f.t6, w} },
+		Trace: traceGroup,
+	}
+}
+
+// NextHop4 follows next-hop groups of IPv4 packets to adjacencies: NH to Adj.
+func NextHop4(f *FIB) *graph.Stage {
+	return &graph.Stage{
+		Name: "nexthop4", Doc: "next-hop group to adjacency, by flow hash among several", Lane: graph.IPv4,
+		Reasons: f.reasons(),
+		New:     func(w *graph.Worker) graph.Runner { return &nexthop4{hopper{w}} },
+		Trace:   traceAdj,
+	}
+}
+
+// NextHop6 is NextHop4 for IPv6 packets.
+func NextHop6(f *FIB) *graph.Stage {
+	return &graph.Stage{
+		Name: "nexthop6", Doc: "next-hop group to adjacency, by flow hash among several", Lane: graph.IPv6,
+		Reasons: f.reasons(),
+		New:     func(w *graph.Worker) graph.Runner { return &nexthop6{hopper{w}} },
+		Trace:   traceAdj,
+	}
+}
+
+// LookupNextHop4 is Lookup4 and NextHop4 in one loop, for paths where nothing
+// stands between them.
+func LookupNextHop4(f *FIB) *graph.Stage {
+	return &graph.Stage{
+		Name: "lookup4+nexthop4", Doc: "longest-prefix match of IPv4 destinations, down to the adjacency", Lane: graph.IPv4,
+		Reasons: f.reasons(),
+		New:     func(w *graph.Worker) graph.Runner { return &fused4{f.t4, hopper{w}} },
+		Trace:   traceAdj,
+	}
+}
+
+// LookupNextHop6 is Lookup6 and NextHop6 in one loop.
+func LookupNextHop6(f *FIB) *graph.Stage {
+	return &graph.Stage{
+		Name: "lookup6+nexthop6", Doc: "longest-prefix match of IPv6 destinations, down to the adjacency", Lane: graph.IPv6,
+		Reasons: f.reasons(),
+		New:     func(w *graph.Worker) graph.Runner { return &fused6{f.t6, hopper{w}} },
+		Trace:   traceAdj,
+	}
+}
+
+type lookup4 struct{ t *Table4 }
+
+// prefetch starts loading the entries of a whole lane, where they may not be in the cache: in
+// a pass of its own, since the loads behind it would stall the loop.
+func (t *Table4) prefetch(v *graph.Vector) {
+	if t.spread.Load() {
+		prefetch16(unsafe.Pointer(t.tbl24), &v.Dst4[0], v.N4)
+	}
+}
+
+func (s *lookup4) Run(v *graph.Vector) {
+	s.t.prefetch(v)
+	t, deep, n := s.t.tbl24, s.t.tbl8, v.N4
+	j := 0
+	for ; j+4 <= n; j += 4 {
+		a, b, c, d := uint8(j), uint8(j+1), uint8(j+2), uint8(j+3)
+		e0, e1, e2, e3 := t[v.Dst4[a]>>8], t[v.Dst4[b]>>8], t[v.Dst4[c]>>8], t[v.Dst4[d]>>8]
+		if (e0|e1|e2|e3)&deep4 != 0 {
+			e0 = follow(deep, e0, v.Dst4[a])
+			e1 = follow(deep, e1, v.Dst4[b])
+			e2 = follow(deep, e2, v.Dst4[c])
+			e3 = follow(deep, e3, v.Dst4[d])
+		}
+		v.NH[v.Lane4[a]] = e0
+		v.NH[v.Lane4[b]] = e1
+		v.NH[v.Lane4[c]] = e2
+		v.NH[v.Lane4[d]] = e3
+	}
+	for ; j < n; j++ {
+		a := uint8(j)
+		v.NH[v.Lane4[a]] = follow(deep, t[v.Dst4[a]>>8], v.Dst4[a])
+	}
+}
+
+// follow goes on from an entry of tbl24.
+func follow(tbl8 *[blocks4][256]uint16, e uint16, dst uint32) uint16 {
+	if e&deep4 != 0 {
+		e = tbl8[e&(deep4-1)][uint8(dst)]
+	}
+	return e
+}
+
+type lookup6 struct {
+	t *Table6
+	w *graph.Worker
+}
+
+func (s *lookup6) Run(v *graph.Vector) {
+	base, root, nodes := s.w.Base, s.t.root, s.t.nodes
+	for j, n := 0, v.N6; j < n; j++ {
+		i := v.Lane6[uint8(j)]
+		v.NH[i] = match6(root, nodes, unsafe.Add(base, v.L3[i]))
+	}
+}
+
+// match6 looks up the destination of the IPv6 header at p.
+func match6(root *[1 << 16]uint32, nodes, p unsafe.Pointer) uint16 {
+	hi := bits.ReverseBytes64(*(*uint64)(unsafe.Add(p, 24)))
+	lo := bits.ReverseBytes64(*(*uint64)(unsafe.Add(p, 32)))
+	e := root[hi>>48]
+	hi = hi<<16 | lo>>48
+	lo <<= 16
+	for e&deep6 != 0 {
+		e = (*node6)(unsafe.Add(nodes, uintptr(e&^deep6)*nodeBytes))[hi>>56]
+		hi = hi<<8 | lo>>56
+		lo <<= 8
+	}
+	return uint16(e)
+}
+
+// hopper follows groups.
+type hopper struct{ w *graph.Worker }
+
+// groupWord loads a group but for At, at once: see word.
+func groupWord(groups *[graph.MaxGroups]graph.Group, g uint16) uint64 {
+	return *(*uint64)(unsafe.Pointer(&groups[g&(graph.MaxGroups-1)]))
+}
+
+func (s hopper) groups() *[graph.MaxGroups]graph.Group {
+	return (*[graph.MaxGroups]graph.Group)(s.w.Tables.Groups)
+}
+
+// lane follows the groups of a lane and returns its new length: what leads to one adjacency is done; the
+// rest is set aside in v.Odd.
+func (s hopper) lane(v *graph.Vector, lane *[graph.VectorSize]uint8, n int) int {
+	groups := s.groups()
+	k, x := 0, 0
+	for j := 0; j < n; j++ {
+		i := lane[uint8(j)]
+		w := groupWord(groups, v.NH[i])
+		v.Adj[i] = uint16(w)
+		if w>>16 != 0 {
+			v.Odd[uint8(x)] = i
+			x++
+			continue
+		}
+		lane[uint8(k)] = i
+		k++
+	}
+	v.NOdd = x
+	return k
+}
+
+// exits marks the packets in v.Odd that leave and keeps those with several next hops there.
+func (s hopper) exits(v *graph.Vector) {
+	groups := s.groups()
+	k := 0
+	for j, n := 0, v.NOdd; j < n; j++ {
+		i := v.Odd[uint8(j)]
+		w := groupWord(groups, v.NH[i])
+		if why := graph.Reason(w >> 16); why != 0 {
+			v.Exit(i, why)
+			continue
+		}
+		v.Odd[uint8(k)] = i
+		k++
+	}
+	v.NOdd = k
+}
+
+// pick is the adjacency of a flow in a group. The group may have come down to
+// one adjacency, or to a reason, since it was looked at: then every bucket still leads to some neighbour of it.
+func (s hopper) pick(g uint16, hash uint32) uint16 {
+	gr := &s.w.Tables.Groups[g&(graph.MaxGroups-1)]
+	return s.w.Tables.Buckets[(gr.At+hash&uint32(gr.Mask))&(graph.MaxBuckets-1)]
+}
+
+type nexthop4 struct{ hopper }
+
+func (s *nexthop4) Run(v *graph.Vector) {
+	v.N4 = s.lane(v, &v.Lane4, v.N4)
+	if v.NOdd != 0 {
+		s.odd4(v)
+	}
+}
+
+// odd4 judges IPv4 packets set aside: they leave, or go the way of their flow.
+func (s hopper) odd4(v *graph.Vector) {
+	s.exits(v)
+	for j, n := 0, v.NOdd; j < n; j++ {
+		i := v.Odd[uint8(j)]
+		p := unsafe.Add(s.w.Base, v.L3[i])
+		v.Adj[i] = s.pick(v.NH[i], packet.FlowHash4(p, v.Len[i]))
+		v.Lane4[uint8(v.N4)] = i
+		v.N4++
+	}
+}
+
+type nexthop6 struct{ hopper }
+
+func (s *nexthop6) Run(v *graph.Vector) {
+	v.N6 = s.lane(v, &v.Lane6, v.N6)
+	if v.NOdd != 0 {
+		s.odd6(v)
+	}
+}
+
+// odd6 is odd4 for IPv6 packets.
+func (s hopper) odd6(v *graph.Vector) {
+	s.exits(v)
+	for j, n := 0, v.NOdd; j < n; j++ {
+		i := v.Odd[uint8(j)]
+		p := unsafe.Add(s.w.Base, v.L3[i])
+		v.Adj[i] = s.pick(v.NH[i], packet.FlowHash6(p, v.Len[i]))
+		v.Lane6[uint8(v.N6)] = i
+		v.N6++
+	}
+}
+
+type fused4 struct {
+	t *Table4
+	hopper
+}
+
+func (s *fused4) Run(v *graph.Vector) {
+	s.t.prefetch(v)
+	t, deep, groups, n := s.t.tbl24, s.t.tbl8, s.groups(), v.N4
+	k, x := 0, 0
+	for j := 0; j < n; j++ {
+		i, dst := v.Lane4[uint8(j)], v.Dst4[uint8(j)]
+		e := t[dst>>8]
+		if e&deep4 != 0 {
+			e = deep[e&(deep4-1)][uint8(dst)]
+		}
+		w := groupWord(groups, e)
+		v.NH[i], v.Adj[i] = e, uint16(w)
+		if w>>16 != 0 {
+			v.Odd[uint8(x)] = i
+			x++
+			continue
+		}
+		v.Lane4[uint8(k)] = i
+		k++
+	}
+	v.N4, v.NOdd = k, x
+	if x != 0 {
+		s.odd4(v)
+	}
+}
+
+type fused6 struct {
+	t *Table6
+	hopper
+}
+
+func (s *fused6) Run(v *graph.Vector) {
+	base, root, nodes, groups := s.w.Base, s.t.root, s.t.nodes, s.groups()
+	k, x := 0, 0
+	for j, n := 0, v.N6; j < n; j++ {
+		i := v.Lane6[uint8(j)]
+		e := match6(root, nodes, unsafe.Add(base, v.L3[i]))
+		w := groupWord(groups, e)
+		v.NH[i], v.Adj[i] = e, uint16(w)
+		if w>>16 != 0 {
+			v.Odd[uint8(x)] = i
+			x++
+			continue
+		}
+		v.Lane6[uint8(k)] = i
+		k++
+	}
+	v.N6, v.NOdd = k, x
+	if x != 0 {
+		s.odd6(v)
+	}
+}

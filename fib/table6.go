@@ -1,0 +1,204 @@
+package fib
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync/atomic"
+	"unsafe"
+
+	"millrace/internal/mem"
+)
+
+const (
+	nodes6    = 1 << 22 // most nodes
+	deep6     = 1 << 31 // in an entry: the rest is the number of a node
+	chunk6    = mem.HugeSize / 1024
+	nodeBytes = 1024
+)
+
+// node6 is 256 entries. An entry is a node's number with deep6, or a group with the length of
+// the prefix that it comes from in bits 16 to 23.
+type node6 = [256]uint32
+
+// Table6 finds the next-hop group of an IPv6 destination: a trie whose root takes 16 bits
+// and whose nodes take 8 each. It is shared as Table4 is.
+type Table6 struct {
+	root  *[1 << 16]uint32
+	nodes unsafe.Pointer // address space for nodes6 nodes; those below mapped have memory
+
+	mapped uint32
+	uses   []uint32 // by node: prefixes that end in it, and nodes below it
+	slot   []uint64 // by node: the entry that leads to it: place in the root, or 1<<40 | node<<8 | byte
+	ids    *ids
+	alloc  func() (uint32, error)
+	unused []uint32
+}
+
+const inNode = 1 << 40
+
+func newTable6() (*Table6, error) {
+	t := &Table6{ids: newIDs("IPv6 trie nodes", 0, nodes6)}
+	t.alloc = t.ids.get
+	r, err := mem.Of[uint32](1 << 16)
+	if err != nil {
+		return nil, err
+	}
+	t.root = (*[1 << 16]uint32)(r)
+	if t.nodes, err = mem.Reserve(nodes6 * nodeBytes); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *Table6) close() {
+	mem.Free(t.root[:])
+	mem.Unmap(unsafe.Slice((*byte)(t.nodes), nodes6*nodeBytes))
+}
+
+func (t *Table6) node(n uint32) *node6 {
+	return (*node6)(unsafe.Add(t.nodes, uintptr(n&^deep6)*nodeBytes))
+}
+
+func (t *Table6) entry(slot uint64) *uint32 {
+	if slot&inNode != 0 {
+		return &t.node(uint32(slot >> 8))[uint8(slot)]
+	}
+	return &t.root[uint16(slot)]
+}
+
+// Lookup is the group of a destination.
+func (t *Table6) Lookup(dst [16]byte) uint16 {
+	e := t.root[binary.BigEndian.Uint16(dst[:])]
+	for i := 2; e&deep6 != 0; i++ {
+		e = t.node(e)[dst[i&15]]
+	}
+	return uint16(e)
+}
+
+// Insert adds a prefix that is not in the table. On an error no lookup has changed.
+func (t *Table6) Insert(addr [16]byte, bits int, group uint16) error {
+	slots, n, err := t.walk(addr, bits, true)
+	if err != nil {
+		return err
+	}
+	if bits > 16 {
+		t.uses[n]++
+	}
+	t.fill(slots, uint32(bits), false, leaf6(group, bits))
+	return nil
+}
+
+// Replace gives a prefix of the table another group.
+func (t *Table6) Replace(addr [16]byte, bits int, group uint16) {
+	slots, _, _ := t.walk(addr, bits, false)
+	t.fill(slots, uint32(bits), true, leaf6(group, bits))
+}
+
+// Remove takes a prefix out: its destinations fall to the next shorter prefix of
+// the table, of parentBits and parent, or to group 0.
+func (t *Table6) Remove(addr [16]byte, bits int, parent uint16, parentBits int) {
+	slots, n, _ := t.walk(addr, bits, false)
+	t.fill(slots, uint32(bits), true, leaf6(parent, parentBits))
+	if bits > 16 {
+		t.leave(n)
+	}
+}
+
+func leaf6(group uint16, bits int) uint32 { return uint32(bits)<<16 | uint32(group) }
+
+// walk finds the entries that a prefix covers at the level where it ends, and their node.
+func (t *Table6) walk(addr [16]byte, bits int, create bool) ([]uint32, uint32, error) {
+	first := binary.BigEndian.Uint16(addr[:])
+	if bits <= 16 {
+		return t.root[first:][:1<<(16-bits)], 0, nil
+	}
+	slot := uint64(first)
+	for at := 16; ; at += 8 {
+		e := t.entry(slot)
+		if *e&deep6 == 0 {
+			if !create {
+				panic("fib: the IPv6 table lost a prefix")
+			}
+			if err := t.grow(slot, *e); err != nil {
+				return nil, 0, err
+			}
+		}
+		n := *e &^ deep6
+		b := addr[at/8]
+		if bits <= at+8 {
+			return t.node(n)[b:][:1<<(at+8-bits)], n, nil
+		}
+		slot = inNode | uint64(n)<<8 | uint64(b)
+	}
+}
+
+// grow puts a node full of the entry e behind it.
+func (t *Table6) grow(slot uint64, e uint32) error {
+	n, err := t.alloc()
+	if err == nil && n >= t.mapped {
+		_, _, err = mem.MapAt(unsafe.Add(t.nodes, uintptr(t.mapped)*nodeBytes), mem.HugeSize)
+		if err == nil {
+			t.mapped += chunk6
+			t.uses = append(t.uses, make([]uint32, chunk6)...)
+			t.slot = append(t.slot, make([]uint64, chunk6)...)
+		} else {
+			t.ids.put(n)
+			err = fmt.Errorf("fib: %w: no memory for IPv6 trie nodes: %w", ErrFull, err)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	nd := t.node(n)
+	for i := range nd {
+		nd[i] = e
+	}
+	t.uses[n], t.slot[n] = 0, slot
+	if slot&inNode != 0 {
+		t.uses[uint32(slot>>8)]++
+	}
+	t.unused = append(t.unused, n) // until a prefix ends in it
+	atomic.StoreUint32(t.entry(slot), deep6|n)
+	return nil
+}
+
+func (t *Table6) leave(n uint32) {
+	if t.uses[n]--; t.uses[n] == 0 {
+		t.unused = append(t.unused, n)
+	}
+}
+
+// fill sets the entries that come from a prefix of from bits, or, where exact is false,
+// of at most from bits.
+func (t *Table6) fill(slots []uint32, from uint32, exact bool, e uint32) {
+	for i, s := range slots {
+		if s&deep6 != 0 {
+			t.fill(t.node(s)[:], from, exact, e)
+		} else if l := s >> 16; l == from || !exact && l < from {
+			slots[i] = e
+		}
+	}
+}
+
+// collapse takes nodes that nothing needs out of the table and returns them.
+func (t *Table6) collapse() (freed []uint32) {
+	for len(t.unused) > 0 {
+		n := t.unused[len(t.unused)-1]
+		t.unused = t.unused[:len(t.unused)-1]
+		e := t.entry(t.slot[n])
+		if t.uses[n] != 0 || *e != deep6|n {
+			continue // in use, or listed twice
+		}
+		up := t.slot[n]
+		atomic.StoreUint32(e, t.node(n)[0])
+		freed = append(freed, n)
+		if up&inNode != 0 {
+			t.leave(uint32(up &^ inNode >> 8))
+		}
+	}
+	return freed
+}
+
+func (t *Table6) String() string {
+	return fmt.Sprintf("trie 16-8-8-..., %d nodes, %d MiB", t.ids.used(), t.mapped/chunk6*(mem.HugeSize>>20))
+}
