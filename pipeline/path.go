@@ -4,8 +4,42 @@ import (
 	"fmt"
 	"strings"
 
+	"millrace/fib"
+	"millrace/ip"
+	"millrace/ip/frag"
+	"millrace/ip/icmp"
+	"millrace/ip/neigh"
 	"millrace/pipeline/graph"
 )
+
+// Parts are what the stages of the default path stand on.
+type Parts struct {
+	FIB       *fib.FIB
+	Neighbour neigh.Resolver
+}
+
+// Default is the road: this list is the only place that says which stages there are and
+// in which order a packet meets them. A stage that is not listed costs nothing.
+func Default(d Parts) Path {
+	return Path{
+		Stages: []*graph.Stage{
+			Classify,
+			ip.Check4(),
+			ip.Check6(),
+			fib.LookupNextHop4(d.FIB),
+			fib.LookupNextHop6(d.FIB),
+			ip.Options4(),
+			Rewrite(MTUReasons{frag.XFragment, frag.XDF, frag.X6TooBig}, icmp.Redirector),
+		},
+		// The exits to the right: they take what leaves by reason, in no order.
+		Exits: []*graph.Stage{
+			icmp.Stage(),
+			neigh.Stage(d.Neighbour),
+			frag.Stage(),
+			HostExit,
+		},
+	}
+}
 
 // Path is an ordered list of stages, and the exit stages beside it.
 type Path struct {
