@@ -53,6 +53,7 @@ type entry struct {
 	want  *hopset // what it should have, while dirty
 	near  int     // interfaces on which the address is a known neighbour
 	dirty bool
+	saved bool // in the undo list of the Update in progress
 }
 
 // cand is a route of an entry.
@@ -61,8 +62,9 @@ type cand struct {
 	since  int64 // Unix nanoseconds
 	metric uint32
 	src    Source
-	sub    uint8 // SourceDerived: length of the connected prefix
-	hidden bool  // inside a special-purpose prefix, so never used
+	sub    uint8   // SourceDerived: length of the connected prefix
+	hidden bool    // inside a special-purpose prefix, so never used
+	of     *hopset // SourceDerived: of the connected prefix, without which there is none
 }
 
 // retired is what workers may still read.
@@ -160,7 +162,8 @@ func (f *FIB) Update(add []Route, del []Key) error {
 	defer f.mu.Unlock()
 	var undo []saved
 	save := func(e *entry) {
-		if !e.dirty {
+		if !e.saved {
+			e.saved = true
 			undo = append(undo, saved{e, slices.Clone(e.cands)})
 		}
 		f.mark(e)
@@ -224,7 +227,7 @@ func (f *FIB) derive(save func(*entry), e *entry, c cand, add bool) {
 		if add {
 			h := f.entry(p)
 			save(h)
-			f.add(h, cand{set: f.intern(typ, nil), src: SourceDerived, metric: c.metric, sub: uint8(bits), since: c.since, hidden: hidden(p, typ)})
+			f.add(h, cand{set: f.intern(typ, nil), src: SourceDerived, metric: c.metric, sub: uint8(bits), since: c.since, hidden: hidden(p, typ), of: c.set})
 		} else if h, ok := f.rib.Get(p); ok {
 			if i := h.find(SourceDerived, c.metric, uint8(bits)); i >= 0 {
 				save(h)
@@ -293,7 +296,7 @@ func (f *FIB) best(e *entry) int {
 	best := -1
 	for i := range e.cands {
 		c := &e.cands[i]
-		if c.hidden || !f.alive(c.set) {
+		if c.hidden || !f.alive(c.set) || c.of != nil && !f.alive(c.of) {
 			continue
 		}
 		if best >= 0 {
@@ -360,6 +363,12 @@ func (f *FIB) mark(e *entry) {
 func (f *FIB) settle(undo func()) error {
 	err := f.apply()
 	if err != nil {
+		for _, e := range f.dirty {
+			if e.want != nil { // it may be wanted no more
+				e.want.refs++
+				f.dropped = append(f.dropped, e.want)
+			}
+		}
 		undo()
 		if again := f.apply(); again != nil {
 			panic("fib: cannot restore the tables: " + again.Error())
@@ -460,7 +469,7 @@ func (f *FIB) sweep() {
 		if e.want != nil {
 			f.forget(e.want)
 		}
-		e.want, e.dirty = nil, false
+		e.want, e.dirty, e.saved = nil, false, false
 		if len(e.cands) == 0 && e.near == 0 && e.inst == nil {
 			f.rib.Delete(e.pfx)
 		}

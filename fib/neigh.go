@@ -172,44 +172,72 @@ func (f *FIB) setLink(iface uint16, l link) error {
 		return nil
 	}
 	f.ifs[iface] = l
-	// Neighbours first: an interface that came up has its adjacencies before routes
-	// lead to it.
-	var done []*hop
-	var err error
-	for k, h := range f.hops {
-		if k.iface != iface || len(h.sets) == 0 {
-			continue
+	if l.up { // adjacencies before routes that lead to them
+		if err := f.rebuild(iface); err != nil {
+			f.ifs[iface] = old
+			f.sweep()
+			return err
 		}
-		if err = f.refresh(h); err != nil {
-			break
-		}
-		done = append(done, h)
 	}
-	if err == nil && old.up != l.up {
+	if old.up != l.up {
 		for _, e := range f.rib.All() {
 			for i := range e.cands {
-				if e.cands[i].set.over(iface) {
+				if c := &e.cands[i]; c.set.over(iface) || c.of != nil && c.of.over(iface) {
 					f.mark(e)
 					break
 				}
 			}
 		}
-		err = f.apply()
 	}
-	if err != nil {
+	err := f.settle(func() {
 		f.ifs[iface] = old
-		for _, h := range done {
-			if e := f.refresh(h); e != nil {
-				f.sweep()
-				return fmt.Errorf("%w; neighbour %v of interface %d stays unresolved: %w", err, h.key.addr, iface, e)
-			}
+		if l.up {
+			_ = f.rebuild(iface) // it was down: nothing to build
 		}
-		if e := f.apply(); e != nil {
-			panic("fib: cannot restore the tables: " + e.Error())
+	})
+	if err == nil && !l.up {
+		err = f.rebuild(iface)
+		f.sweep()
+	}
+	return err
+}
+
+// rebuild gives the neighbours of an interface adjacencies by its present state, or takes them
+// away. On an error nothing has changed.
+func (f *FIB) rebuild(iface uint16) error {
+	var hops []*hop
+	var fresh []uint32
+	for k, h := range f.hops {
+		if k.iface != iface || len(h.sets) == 0 || !h.known {
+			continue
+		}
+		hops = append(hops, h)
+		if f.ifs[iface].up {
+			a, err := f.take(f.adjs)
+			if err != nil {
+				f.adjs.put(fresh...)
+				return err
+			}
+			fresh = append(fresh, a)
 		}
 	}
-	f.sweep()
-	return err
+	for i, h := range hops {
+		old := h.adj
+		h.adj = 0
+		if f.ifs[iface].up {
+			f.t.Adjs[fresh[i]] = f.build(h)
+			h.adj = uint16(fresh[i])
+		}
+		if old != 0 {
+			f.retired.adjs = append(f.retired.adjs, uint32(old))
+		}
+	}
+	for _, s := range f.sets {
+		if s.users > 0 && s.over(iface) {
+			f.write(s)
+		}
+	}
+	return nil
 }
 
 // over: some next hop leaves by the interface.

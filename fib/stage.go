@@ -176,28 +176,45 @@ func (s hopper) lane(v *graph.Vector, lane *[graph.VectorSize]uint8, n int) int 
 	return k
 }
 
-// exits marks the packets in v.Odd that leave and keeps those with several next hops there.
-func (s hopper) exits(v *graph.Vector) {
+// exits marks the packets in v.Odd that leave, puts those whose group has come to have one adjacency in the meantime on
+// the lane, and keeps those with several next hops in v.Odd, with the group's Mask in Adj. It
+// returns the new length of the lane.
+func (s hopper) exits(v *graph.Vector, lane *[graph.VectorSize]uint8, n int) int {
 	groups := s.groups()
 	k := 0
-	for j, n := 0, v.NOdd; j < n; j++ {
+	for j, x := 0, v.NOdd; j < x; j++ {
 		i := v.Odd[uint8(j)]
 		w := groupWord(groups, v.NH[i])
 		if why := graph.Reason(w >> 16); why != 0 {
 			v.Exit(i, why)
 			continue
 		}
-		v.Odd[uint8(k)] = i
-		k++
+		if mask := uint16(w >> 32); mask != 0 {
+			v.Adj[i] = mask
+			v.Odd[uint8(k)] = i
+			k++
+			continue
+		}
+		v.Adj[i] = uint16(w)
+		lane[uint8(n)] = i
+		n++
 	}
 	v.NOdd = k
+	return n
 }
 
-// pick is the adjacency of a flow in a group. The group may have come down to
-// one adjacency, or to a reason, since it was looked at: then every bucket still leads to some neighbour of it.
-func (s hopper) pick(g uint16, hash uint32) uint16 {
-	gr := &s.w.Tables.Groups[g&(graph.MaxGroups-1)]
-	return s.w.Tables.Buckets[(gr.At+hash&uint32(gr.Mask))&(graph.MaxBuckets-1)]
+// pick is the adjacency of a flow in a group of several next hops. The place and size of the group's
+// buckets are the same as long as any worker may lead packets there.
+func (s hopper) pick(g, mask uint16, hash uint32) uint16 {
+	at := s.w.Tables.Groups[g&(graph.MaxGroups-1)].At
+	return s.w.Tables.Buckets[(at+hash&uint32(mask))&(graph.MaxBuckets-1)]
+}
+
+// piece is how many bytes from the L3 header on lie in the first segment.
+func piece(v *graph.Vector, i uint8) uint16 {
+	m := packet.At(v.Idx[i])
+	end := m.BufAddr + uintptr(m.DataOff) + uintptr(m.DataLen) - uintptr(packet.Base())
+	return uint16(min(end-v.L3[i], uintptr(v.Len[i])))
 }
 
 type nexthop4 struct{ hopper }
@@ -211,11 +228,11 @@ func (s *nexthop4) Run(v *graph.Vector) {
 
 // odd4 judges IPv4 packets set aside: they leave, or go the way of their flow.
 func (s hopper) odd4(v *graph.Vector) {
-	s.exits(v)
+	v.N4 = s.exits(v, &v.Lane4, v.N4)
 	for j, n := 0, v.NOdd; j < n; j++ {
 		i := v.Odd[uint8(j)]
 		p := unsafe.Add(s.w.Base, v.L3[i])
-		v.Adj[i] = s.pick(v.NH[i], packet.FlowHash4(p, v.Len[i]))
+		v.Adj[i] = s.pick(v.NH[i], v.Adj[i], packet.FlowHash4(p, piece(v, i)))
 		v.Lane4[uint8(v.N4)] = i
 		v.N4++
 	}
@@ -232,11 +249,11 @@ func (s *nexthop6) Run(v *graph.Vector) {
 
 // odd6 is odd4 for IPv6 packets.
 func (s hopper) odd6(v *graph.Vector) {
-	s.exits(v)
+	v.N6 = s.exits(v, &v.Lane6, v.N6)
 	for j, n := 0, v.NOdd; j < n; j++ {
 		i := v.Odd[uint8(j)]
 		p := unsafe.Add(s.w.Base, v.L3[i])
-		v.Adj[i] = s.pick(v.NH[i], packet.FlowHash6(p, v.Len[i]))
+		v.Adj[i] = s.pick(v.NH[i], v.Adj[i], packet.FlowHash6(p, piece(v, i)))
 		v.Lane6[uint8(v.N6)] = i
 		v.N6++
 	}
