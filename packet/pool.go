@@ -475,6 +475,16 @@ func (m *Mbuf) detach() {
 	m.Shinfo = 0
 }
 
+// Detach makes an indirect segment a direct, empty one again and returns the buffer that
+// it borrowed, whose reference is the caller's now: for drivers that send a clone's data
+// and need its header no longer. The segment must have one owner.
+func (m *Mbuf) Detach() *Mbuf {
+	d := m.Direct()
+	m.detach()
+	m.DataLen = 0
+	return d
+}
+
 // FreeSegs ends the single segments of src, whatever chain links they carry:
 // for drivers that transmit and complete segment by segment.
 func (c *Cache) FreeSegs(src []uint32) {

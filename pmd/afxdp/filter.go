@@ -1,0 +1,105 @@
+package afxdp
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"millrace/pmd"
+)
+
+// SetLocal makes exactly these the addresses of the box: what is sent to them passes
+// to the kernel. Addresses that stay are never missing in between.
+func (p *Port) SetLocal(addrs []netip.Addr) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.setLocal(addrs)
+}
+
+func (p *Port) setLocal(addrs []netip.Addr) error {
+	if p.closed {
+		return p.err("closed")
+	}
+	var v4, v6 []any
+	for _, a := range addrs {
+		if a = a.Unmap(); a.Is4() {
+			v4 = append(v4, a.As4())
+		} else {
+			v6 = append(v6, a.As16())
+		}
+	}
+	if err := replace[[4]byte](p.maps.v4, v4); err != nil {
+		return p.err("local IPv4 addresses: %w", err)
+	}
+	if err := replace[[16]byte](p.maps.v6, v6); err != nil {
+		return p.err("local IPv6 addresses: %w", err)
+	}
+	return nil
+}
+
+// SetTypes makes exactly these EtherTypes come to Millrace beside IPv4 and IPv6, such as
+// 0x8847 for MPLS; without a call there are none.
+func (p *Port) SetTypes(types []uint16) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return p.err("closed")
+	}
+	var keys []any
+	for _, t := range types {
+		keys = append(keys, uint32(be(t)))
+	}
+	if err := replace[uint32](p.maps.types, keys); err != nil {
+		return p.err("EtherTypes: %w", err)
+	}
+	return nil
+}
+
+// replace makes keys the keys of m: first the new ones, then without the old ones.
+func replace[K comparable](m *ebpf.Map, keys []any) error {
+	if len(keys) > int(m.MaxEntries()) {
+		return fmt.Errorf("%d are more than the filter's %d", len(keys), m.MaxEntries())
+	}
+	want := make(map[K]bool, len(keys))
+	for _, k := range keys {
+		want[k.(K)] = true
+	}
+	var k K
+	var v uint8
+	var old []K
+	for it := m.Iterate(); it.Next(&k, &v); {
+		if want[k] {
+			delete(want, k)
+		} else {
+			old = append(old, k)
+		}
+	}
+	put := func() error {
+		for k := range want {
+			if err := m.Put(k, uint8(1)); err != nil {
+				return err
+			}
+			delete(want, k)
+		}
+		return nil
+	}
+	err := put()
+	for _, k := range old {
+		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+	}
+	if err != nil { // the old ones took the room
+		return put()
+	}
+	return nil
+}
+
+// setMAC tells the filter which frames are the port's.
+func (p *Port) setMAC(m pmd.MAC) error {
+	var v [8]byte
+	copy(v[:], m[:])
+	return p.maps.port.Put(uint32(0), v)
+}

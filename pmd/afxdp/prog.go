@@ -1,0 +1,214 @@
+package afxdp
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	xdpHasFrags   = 1 << 5 // BPF_F_XDP_HAS_FRAGS
+	noPrealloc    = 1      // BPF_F_NO_PREALLOC
+	xdpPass       = 2      // XDP_PASS
+	maxAddrs      = 16384  // of the box, of each family
+	maxEtherTypes = 64
+)
+
+// maps are what the XDP program reads.
+type maps struct {
+	xsks  *ebpf.Map // rx queue -> AF_XDP socket
+	port  *ebpf.Map // [0] = the port's MAC in 8 bytes
+	v4    *ebpf.Map // the box's IPv4 addresses
+	v6    *ebpf.Map // the box's IPv6 addresses
+	types *ebpf.Map // further EtherTypes for Millrace, as they lie in a frame
+}
+
+func newMaps(queues int) (m maps, err error) {
+	for _, s := range []struct {
+		to   **ebpf.Map
+		spec ebpf.MapSpec
+	}{
+		{&m.xsks, ebpf.MapSpec{Name: "mr_xsks", Type: ebpf.XSKMap, KeySize: 4, ValueSize: 4, MaxEntries: uint32(queues)}},
+		{&m.port, ebpf.MapSpec{Name: "mr_port", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}},
+		{&m.v4, ebpf.MapSpec{Name: "mr_local4", Type: ebpf.Hash, KeySize: 4, ValueSize: 1, MaxEntries: maxAddrs, Flags: noPrealloc}},
+		{&m.v6, ebpf.MapSpec{Name: "mr_local6", Type: ebpf.Hash, KeySize: 16, ValueSize: 1, MaxEntries: maxAddrs, Flags: noPrealloc}},
+		{&m.types, ebpf.MapSpec{Name: "mr_types", Type: ebpf.Hash, KeySize: 4, ValueSize: 1, MaxEntries: maxEtherTypes, Flags: noPrealloc}},
+	} {
+		if *s.to, err = ebpf.NewMap(&s.spec); err != nil {
+			m.close()
+			return m, fmt.Errorf("make BPF map %s: %w", s.spec.Name, err)
+		}
+	}
+	return m, nil
+}
+
+func (m *maps) close() {
+	for _, x := range []*ebpf.Map{m.xsks, m.port, m.v4, m.v6, m.types} {
+		x.Close()
+	}
+}
+
+// load loads the program, aware of multi-buffer packets where the kernel knows them.
+func (m *maps) load() (p *ebpf.Program, frags bool, err error) {
+	spec := &ebpf.ProgramSpec{
+		Name: "millrace", Type: ebpf.XDP, License: "Dual BSD/GPL",
+		Instructions: m.program(), Flags: xdpHasFrags,
+	}
+	if p, err = ebpf.NewProgram(spec); err == nil {
+		return p, true, nil
+	}
+	first := err
+	spec.Flags = 0
+	if p, err = ebpf.NewProgram(spec); err != nil {
+		return nil, false, fmt.Errorf("load XDP program: %w", first)
+	}
+	return p, false, nil
+}
+
+// be is the value that a BPF load finds where the big-endian v lies.
+func be(v uint16) int32 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], v)
+	return int32(binary.NativeEndian.Uint16(b[:]))
+}
+
+// program is the filter. Registers: R6 context, R7 data, R8 end of the linear data,
+// R2 the EtherType at each depth of tags. Packets whose headers are not all in the linear
+// data pass to the kernel.
+func (m *maps) program() asm.Instructions {
+	p := asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.LoadMem(asm.R7, asm.R6, 0, asm.Word), // xdp_md.data
+		asm.LoadMem(asm.R8, asm.R6, 4, asm.Word), // xdp_md.data_end
+		asm.Mov.Reg(asm.R2, asm.R7),
+		asm.Add.Imm(asm.R2, 14),
+		asm.JGT.Reg(asm.R2, asm.R8, "pass"),
+		// Only frames to the port's own MAC: all broadcast and multicast passes here.
+		asm.LoadMapValue(asm.R3, m.port.FD(), 0),
+		asm.LoadMem(asm.R4, asm.R7, 0, asm.Word),
+		asm.LoadMem(asm.R5, asm.R3, 0, asm.Word),
+		asm.JNE.Reg(asm.R4, asm.R5, "pass"),
+		asm.LoadMem(asm.R4, asm.R7, 4, asm.Half),
+		asm.LoadMem(asm.R5, asm.R3, 4, asm.Half),
+		asm.JNE.Reg(asm.R4, asm.R5, "pass"),
+		asm.LoadMem(asm.R2, asm.R7, 12, asm.Half),
+	}
+	const depths = 3 // no tag, one, two
+	for d := range depths {
+		off := int32(14 + 4*d)
+		p = append(p,
+			asm.JEq.Imm(asm.R2, be(unix.ETH_P_IP), label("ip4", d)),
+			asm.JEq.Imm(asm.R2, be(unix.ETH_P_IPV6), label("ip6", d)))
+		if d == depths-1 {
+			break
+		}
+		p = append(p,
+			asm.JEq.Imm(asm.R2, be(unix.ETH_P_8021Q), label("tag", d)),
+			asm.JNE.Imm(asm.R2, be(unix.ETH_P_8021AD), "other"),
+			asm.Mov.Reg(asm.R2, asm.R7).WithSymbol(label("tag", d)),
+			asm.Add.Imm(asm.R2, off+4),
+			asm.JGT.Reg(asm.R2, asm.R8, "pass"),
+			asm.LoadMem(asm.R2, asm.R7, int16(off+2), asm.Half))
+	}
+	p = append(p,
+		// Falls through with an EtherType that is not IP.
+		asm.StoreMem(asm.RFP, -4, asm.R2, asm.Word).WithSymbol("other"))
+	p = append(p, lookup(m.types, -4)...)
+	p = append(p, asm.JEq.Imm(asm.R0, 0, "pass"), asm.Ja.Label("take"))
+	for d := range depths {
+		p = append(p, m.ip4(d)...)
+		p = append(p, m.ip6(d)...)
+	}
+	return append(p,
+		asm.Mov.Imm(asm.R3, xdpPass).WithSymbol("take"), // what becomes of it where the queue has no socket
+		asm.LoadMapPtr(asm.R1, m.xsks.FD()),
+		asm.LoadMem(asm.R2, asm.R6, 16, asm.Word), // xdp_md.rx_queue_index
+		asm.FnRedirectMap.Call(),
+		asm.Return(),
+		asm.Mov.Imm(asm.R0, xdpPass).WithSymbol("pass"),
+		asm.Return())
+}
+
+// ip4 judges an IPv4 packet behind d tags.
+func (m *maps) ip4(d int) asm.Instructions {
+	off := int16(14 + 4*d)
+	look := label("look4", d)
+	p := asm.Instructions{
+		asm.Mov.Reg(asm.R2, asm.R7).WithSymbol(label("ip4", d)),
+		asm.Add.Imm(asm.R2, int32(off)+20),
+		asm.JGT.Reg(asm.R2, asm.R8, "pass"),
+		asm.LoadMem(asm.R2, asm.R7, off+16, asm.Word), // destination
+		asm.StoreMem(asm.RFP, -4, asm.R2, asm.Word),
+		asm.LoadMem(asm.R3, asm.R7, off+16, asm.Byte),
+		asm.And.Imm(asm.R3, 0xf0),
+		asm.JEq.Imm(asm.R3, 0xe0, "pass"), // multicast
+		asm.JEq.Imm32(asm.R2, -1, "pass"), // broadcast
+		asm.LoadMem(asm.R3, asm.R7, off+9, asm.Byte),
+		asm.JNE.Imm(asm.R3, unix.IPPROTO_UDP, look),
+		// A DHCP offer comes to an address that the box does not have yet; the client's hardware
+		// address in it tells it from one in transit.
+		asm.LoadMem(asm.R3, asm.R7, off, asm.Byte),
+		asm.JNE.Imm(asm.R3, 0x45, look),
+		asm.Mov.Reg(asm.R2, asm.R7),
+		asm.Add.Imm(asm.R2, int32(off)+62),
+		asm.JGT.Reg(asm.R2, asm.R8, look),
+		asm.LoadMem(asm.R3, asm.R7, off+22, asm.Half),
+		asm.JNE.Imm(asm.R3, be(68), look),
+		asm.LoadMem(asm.R3, asm.R7, off+56, asm.Word), // chaddr
+		asm.LoadMem(asm.R4, asm.R7, 0, asm.Word),
+		asm.JNE.Reg(asm.R3, asm.R4, look),
+		asm.LoadMem(asm.R3, asm.R7, off+60, asm.Half),
+		asm.LoadMem(asm.R4, asm.R7, 4, asm.Half),
+		asm.JEq.Reg(asm.R3, asm.R4, "pass"),
+	}
+	l := lookup(m.v4, -4)
+	l[0] = l[0].WithSymbol(look)
+	p = append(p, l...)
+	return append(p, asm.JNE.Imm(asm.R0, 0, "pass"), asm.Ja.Label("take"))
+}
+
+// ip6 judges an IPv6 packet behind d tags.
+func (m *maps) ip6(d int) asm.Instructions {
+	off := int16(14 + 4*d)
+	look, icmp := label("look6", d), label("icmp6", d)
+	p := asm.Instructions{
+		asm.Mov.Reg(asm.R2, asm.R7).WithSymbol(label("ip6", d)),
+		asm.Add.Imm(asm.R2, int32(off)+40),
+		asm.JGT.Reg(asm.R2, asm.R8, "pass"),
+		asm.LoadMem(asm.R2, asm.R7, off+24, asm.Byte),
+		asm.JEq.Imm(asm.R2, 0xff, "pass"), // multicast
+		asm.JNE.Imm(asm.R2, 0xfe, icmp),
+		asm.LoadMem(asm.R2, asm.R7, off+25, asm.Byte),
+		asm.And.Imm(asm.R2, 0xc0),
+		asm.JEq.Imm(asm.R2, 0x80, "pass"), // link-local
+		asm.LoadMem(asm.R2, asm.R7, off+6, asm.Byte).WithSymbol(icmp),
+		asm.JNE.Imm(asm.R2, unix.IPPROTO_ICMPV6, look),
+		asm.Mov.Reg(asm.R2, asm.R7),
+		asm.Add.Imm(asm.R2, int32(off)+41),
+		asm.JGT.Reg(asm.R2, asm.R8, look),
+		asm.LoadMem(asm.R2, asm.R7, off+40, asm.Byte),
+		asm.JLT.Imm(asm.R2, 133, look),   // router solicitation
+		asm.JLE.Imm(asm.R2, 137, "pass"), // redirect
+		asm.LoadMem(asm.R2, asm.R7, off+24, asm.DWord).WithSymbol(look),
+		asm.StoreMem(asm.RFP, -16, asm.R2, asm.DWord),
+		asm.LoadMem(asm.R2, asm.R7, off+32, asm.DWord),
+		asm.StoreMem(asm.RFP, -8, asm.R2, asm.DWord),
+	}
+	p = append(p, lookup(m.v6, -16)...)
+	return append(p, asm.JNE.Imm(asm.R0, 0, "pass"), asm.Ja.Label("take"))
+}
+
+// lookup finds the key at that offset of the stack; R0 is 0 where there is none.
+func lookup(m *ebpf.Map, key int32) asm.Instructions {
+	return asm.Instructions{
+		asm.LoadMapPtr(asm.R1, m.FD()),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, key),
+		asm.FnMapLookupElem.Call(),
+	}
+}
+
+func label(s string, depth int) string { return fmt.Sprintf("%s.%d", s, depth) }
