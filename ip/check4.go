@@ -29,8 +29,8 @@ func Check4(opts ...Option) *graph.Stage {
 	}
 	return &graph.Stage{
 		Name: "check4", Doc: "judge IPv4 headers", Lane: graph.IPv4,
-		Reasons: []graph.Reason{XHeader4, XLength4, XSum4, XSplit4, XSource4, XDest4, XBroadcast4,
-			XLocalMulticast4, XTTL4, XOptions4, XSourceRoute},
+		Reasons: []graph.Reason{XHeader4, XLength4, XSum4, XSplit4, XSource4, XLinkLocal4, XTTL4,
+			XOptions4, XSourceRoute},
 		New: func(w *graph.Worker) graph.Runner { return &check4{w: w, policy: p} },
 		Trace: func(t *graph.Look) string {
 			h := packet.IPv4(unsafe.Slice((*byte)(t.Vector.Header(t.Pos)), packet.IPv4Size))
@@ -51,10 +51,10 @@ type check4 struct {
 	back merge
 }
 
-// strange4 marks first bytes of addresses that are no plain unicast: 0/8, 127/8, and from
-// 224/4 on.
+// strange4 marks first bytes of source addresses that are looked at more closely: 0/8, 127/8,
+// link-local ones, and from 224/4 on.
 var strange4 = func() (t [256]uint8) {
-	t[0], t[127] = 1, 1
+	t[0], t[127], t[169] = 1, 1, 1
 	for i := 224; i < 256; i++ {
 		t[i] = 1
 	}
@@ -68,7 +68,7 @@ func (s *check4) Run(v *graph.Vector) {
 		i := v.Lane4[uint8(j)]
 		p := unsafe.Add(base, v.L3[i])
 		w0, w1, w2 := *(*uint64)(p), *(*uint64)(unsafe.Add(p, 8)), *(*uint32)(unsafe.Add(p, 16))
-		if uint8(w0) != 0x45 || uint8(w1) <= 1 || strange4[uint8(w1>>32)]|strange4[uint8(w2)] != 0 || sum4(w0, w1, w2) != 0xffff {
+		if uint8(w0) != 0x45 || uint8(w1) <= 1 || strange4[uint8(w1>>32)] != 0 || sum4(w0, w1, w2) != 0xffff {
 			v.Odd[uint8(x)], at[uint8(x)] = i, uint8(k)
 			x++
 			continue
@@ -145,22 +145,19 @@ func (s *check4) judge(v *graph.Vector, i uint8) graph.Reason {
 	}
 	trim(s.w, v, i, tl)
 	src, dst := h.Src(), h.Dst()
-	if strange4[src[0]] != 0 {
+	local := src[0] == 169 && src[1] == 254
+	if strange4[src[0]] != 0 && src[0] != 169 {
 		return XSource4
 	}
-	switch d := dst[0]; {
-	case dst == [4]byte{255, 255, 255, 255}:
-		return XBroadcast4
-	case d == 0 || d == 127 || d >= 240:
-		return XDest4
-	case d == 224 && dst[1] == 0 && dst[2] == 0:
-		return XLocalMulticast4
-	}
-	if hl == packet.IPv4Size && h.TTL() > 1 {
+	if !local && hl == packet.IPv4Size && h.TTL() > 1 {
 		return 0
 	}
-	if _, ours := s.w.Tables.Addrs.Load().Is[netip.AddrFrom4(dst)]; ours {
+	// The host's packets may be so; multicast and limited broadcast have no other place to go.
+	if _, ours := s.w.Tables.Addrs.Load().Is[netip.AddrFrom4(dst)]; ours || hl == packet.IPv4Size && dst[0] >= 224 {
 		return 0
+	}
+	if local {
+		return XLinkLocal4
 	}
 	if hl > packet.IPv4Size {
 		o, bad := parseOptions(h)
@@ -172,7 +169,7 @@ func (s *check4) judge(v *graph.Vector, i uint8) graph.Reason {
 		}
 		v.Opts = v.Opts || o.record != 0 || o.stamp != 0
 	}
-	if h.TTL() <= 1 {
+	if h.TTL() <= 1 && dst[0] < 224 {
 		return XTTL4
 	}
 	return 0

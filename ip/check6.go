@@ -14,8 +14,8 @@ import (
 func Check6() *graph.Stage {
 	return &graph.Stage{
 		Name: "check6", Doc: "judge IPv6 headers", Lane: graph.IPv6,
-		Reasons: []graph.Reason{XHeader6, XLength6, XJumbo, XSource6, XLinkLocal6, XDest6, XLocalDest6, XHopLimit6,
-			XHopByHop, XManyOptions, XDiscard6, XOption6},
+		Reasons: []graph.Reason{XHeader6, XLength6, XJumbo, XSource6, XLinkLocal6, XHopLimit6, XHopByHop,
+			XManyOptions, XDiscard6, XOption6},
 		New: func(w *graph.Worker) graph.Runner { return &check6{w: w} },
 		Trace: func(t *graph.Look) string {
 			h := packet.IPv6(unsafe.Slice((*byte)(t.Vector.Header(t.Pos)), packet.IPv6Size))
@@ -30,7 +30,7 @@ type check6 struct {
 	back merge
 }
 
-// plain6 is the number of leading 16-bit words that plain unicast addresses
+// plain6 is the number of leading 16-bit words that plain unicast source addresses
 // have: 1 to 0xfe7f. ::/16 and what is from fe80::/10 on are looked at more closely.
 const plain6 = 0xfe7f
 
@@ -41,8 +41,8 @@ func (s *check6) Run(v *graph.Vector) {
 		i := v.Lane6[uint8(j)]
 		p := unsafe.Add(base, v.L3[i])
 		w := *(*uint64)(p) // version, class, label; length, next header, hop limit
-		src, dst := bits.ReverseBytes16(*(*uint16)(unsafe.Add(p, 8))), bits.ReverseBytes16(*(*uint16)(unsafe.Add(p, 24)))
-		if uint8(w)&0xf0 != 0x60 || w>>56 <= 1 || uint8(w>>48) == packet.ProtoHopByHop || src-1 >= plain6 || dst-1 >= plain6 {
+		src := bits.ReverseBytes16(*(*uint16)(unsafe.Add(p, 8)))
+		if uint8(w)&0xf0 != 0x60 || w>>56 <= 1 || uint8(w>>48) == packet.ProtoHopByHop || src-1 >= plain6 {
 			v.Odd[uint8(x)], at[uint8(x)] = i, uint8(k)
 			x++
 			continue
@@ -100,24 +100,12 @@ func (s *check6) judge(v *graph.Vector, i uint8) graph.Reason {
 	if src.IsMulticast() || src.IsUnspecified() || src.IsLoopback() || src.Is4In6() {
 		return XSource6
 	}
-	switch {
-	case dst.IsUnspecified() || dst.IsLoopback() || dst.Is4In6():
-		return XDest6
-	case dst.IsMulticast():
-		switch scope := h[25] & 15; { // RFC 7346
-		case scope <= 1:
-			return XDest6
-		case scope == 2:
-			return XLocalDest6
-		}
-	case dst.IsLinkLocalUnicast():
-		return XLocalDest6
-	}
 	local := src.IsLinkLocalUnicast()
 	if !local && !hops && h.HopLimit() > 1 {
 		return 0
 	}
-	if _, ours := s.w.Tables.Addrs.Load().Is[dst]; ours {
+	// The host's packets may be so; multicast of the link has no other place to go.
+	if _, ours := s.w.Tables.Addrs.Load().Is[dst]; ours || !hops && dst.IsMulticast() && h[25]&15 <= 2 {
 		return 0
 	}
 	if local {
@@ -128,7 +116,7 @@ func (s *check6) judge(v *graph.Vector, i uint8) graph.Reason {
 			return hopReasons[x]
 		}
 	}
-	if h.HopLimit() <= 1 {
+	if h.HopLimit() <= 1 && !dst.IsMulticast() {
 		return XHopLimit6
 	}
 	return 0

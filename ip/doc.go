@@ -12,9 +12,9 @@
 //
 // # What is not judged here
 //
-// Destinations are: addresses that may never be forwarded to leave here. Which of
-// the others are the router's own is the lookup's to say, with one exception: a packet
-// for the router itself may arrive with a TTL of 1 or with options, which are the host's business.
+// Destinations are the lookup's to judge, with one exception: a packet for the router itself may
+// arrive with a TTL of 1 or with options, which are the host's business. Multicast keeps
+// a TTL of 1 here, too: what sends it on by a multicast route must look at it.
 //
 // The packages below hold the exits: icmp sends the errors that are owed, frag
 // fragments, neigh holds packets until their neighbour is resolved.

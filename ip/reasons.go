@@ -14,12 +14,8 @@ var (
 		Doc: "The header with its options is spread over buffers and there was no room to join it. The port receives into buffers that are too small."})
 	XSource4 = graph.NewReason(graph.ReasonInfo{Stage: "check4", Name: "martian-source",
 		Doc: "The source address names no host: 0/8, 127/8, multicast, or 240/4 (RFC 1812 5.3.7). It is forged, or the sender has no address yet."})
-	XDest4 = graph.NewReason(graph.ReasonInfo{Stage: "check4", Name: "martian-destination",
-		Doc: "The destination can only be inside a host or is reserved: 0/8, 127/8, 240/4 (RFC 1812 5.3.7). The sender has a wrong route for it."})
-	XBroadcast4 = graph.NewReason(graph.ReasonInfo{Stage: "check4", Name: "limited-broadcast", Kind: graph.Host, To: "host",
-		Doc: "For 255.255.255.255: the host's, never forwarded (RFC 1812 5.3.5.1)."})
-	XLocalMulticast4 = graph.NewReason(graph.ReasonInfo{Stage: "check4", Name: "link-multicast", Kind: graph.Host, To: "host",
-		Doc: "For 224.0.0.0/24, which stays on its link (RFC 5771 4): the host's."})
+	XLinkLocal4 = graph.NewReason(graph.ReasonInfo{Stage: "check4", Name: "link-local-source",
+		Doc: "A packet from a link-local address (169.254/16) may not leave its link (RFC 3927 7). The sender found no DHCP server, or has no other address."})
 	XTTL4 = graph.NewReason(graph.ReasonInfo{Stage: "check4", Name: "ttl-expired",
 		Doc:   "The TTL ran out here: traceroute, or a routing loop if there are many.",
 		ICMP4: graph.Owe(11, 0)})
@@ -44,10 +40,6 @@ var (
 	XLinkLocal6 = graph.NewReason(graph.ReasonInfo{Stage: "check6", Name: "link-local-source",
 		Doc:   "A packet from a link-local address may not leave its link (RFC 4291 2.5.6). The sender has no address of wider scope: is a router advertising a prefix?",
 		ICMP6: graph.Owe(1, 2)})
-	XDest6 = graph.NewReason(graph.ReasonInfo{Stage: "check6", Name: "martian-destination",
-		Doc: "The destination cannot be on a network: unspecified, loopback, IPv4-mapped, or multicast of a scope smaller than a link (RFC 4291 2.5, 2.7)."})
-	XLocalDest6 = graph.NewReason(graph.ReasonInfo{Stage: "check6", Name: "link-local", Kind: graph.Host, To: "host",
-		Doc: "For a link-local address or a multicast group of the link: the host's, never forwarded."})
 	XHopLimit6 = graph.NewReason(graph.ReasonInfo{Stage: "check6", Name: "hop-limit",
 		Doc:   "The hop limit ran out here: traceroute, or a routing loop if there are many.",
 		ICMP6: graph.Owe(3, 0)})

@@ -79,7 +79,7 @@ func demux(base unsafe.Pointer, mac uint64, v *graph.Vector, c, e int) (bytes ui
 		bytes += uint64(m.PktLen)
 		is4 := b2i(et == 0x0008)
 		is6 := b2i(et == 0xdd86)
-		if *(*uint64)(d)<<16 != mac || m.DataLen < 34 || m.PktLen > 0xffff || is4|is6 == 0 || is6 != 0 && m.DataLen < 54 {
+		if *(*uint64)(d)<<16 != mac || int(m.DataLen) < 34+20*is6 || m.PktLen > 0xffff || is4|is6 == 0 {
 			v.Odd[uint8(x)] = i
 			x++
 			continue

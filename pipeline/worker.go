@@ -31,6 +31,7 @@ type Worker struct {
 
 	tickEvery, nextTick uint64
 	idleSince           uint64 // ticks; 0 while there is work
+	worked              bool   // the last round found packets
 
 	todo    chan func() // between rounds, by Do
 	asked   atomic.Bool // todo may hold something
@@ -97,7 +98,11 @@ func (w *Worker) loop(ready chan<- error) {
 
 // round polls every input once.
 func (w *Worker) round() {
-	w.Now = clock.Ticks()
+	now := clock.Ticks()
+	if w.worked {
+		w.C.Busy += now - w.Now
+	}
+	w.Now = now
 	got := 0
 	for _, in := range w.inputs {
 		v := &w.vec
@@ -122,8 +127,7 @@ func (w *Worker) round() {
 	if w.Now >= w.nextTick {
 		w.tick()
 	}
-	if got != 0 {
-		w.C.Busy += clock.Ticks() - w.Now
+	if w.worked = got != 0; w.worked {
 		w.idleSince = 0
 		return
 	}

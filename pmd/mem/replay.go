@@ -83,7 +83,7 @@ func (r *Replay) Rx(dst []uint32) int {
 	if len(next) == 0 {
 		next = r.idx
 	}
-	packet.Prefetch(next[:min(r.Ahead, len(next))])
+	packet.Prefetch(next[:min(r.Ahead, len(next), len(dst))])
 	r.c.RxPackets += uint64(n)
 	return n
 }
