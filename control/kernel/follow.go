@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -56,6 +57,7 @@ type Follower struct {
 	due     time.Time // of the next dump, zero for none
 	full    bool      // it is to be of everything, not only of routes
 	tries   int       // dumps that failed in a row
+	replay  atomic.Bool
 	nextAge time.Time
 	checked map[neighKey]time.Time
 }
@@ -112,6 +114,9 @@ func (f *Follower) Run(ctx context.Context) error {
 	f.nextAge = time.Now().Add(keepAlivePeriod / 10)
 	for ctx.Err() == nil {
 		now := time.Now()
+		if f.replay.Swap(false) {
+			f.tellAll()
+		}
 		if !f.due.IsZero() && !now.Before(f.due) {
 			f.resync()
 		}
@@ -119,9 +124,12 @@ func (f *Follower) Run(ctx context.Context) error {
 			f.keepAlive(now)
 			f.nextAge = now.Add(keepAlivePeriod / 10)
 		}
-		until := f.nextAge
+		until := now.Add(wakePeriod)
 		if !f.due.IsZero() && f.due.Before(until) {
 			until = f.due
+		}
+		if f.replay.Load() || ctx.Err() != nil {
+			continue
 		}
 		b, err := f.events.receive(true, until)
 		for n := 0; err == nil; n++ {
@@ -145,11 +153,36 @@ func (f *Follower) Run(ctx context.Context) error {
 			f.log.Error("netlink, reading everything again", zap.Error(err))
 			f.schedule(true, 100*time.Millisecond)
 		}
-		if ctx.Err() == nil && errors.Is(err, os.ErrDeadlineExceeded) {
-			continue
-		}
 	}
 	return nil
+}
+
+// wakePeriod bounds how late Run notices that its context ended or that Replay was called.
+const wakePeriod = 100 * time.Millisecond
+
+// Replay has Run report all that the kernel has once more, as new, and then Synced: for a sink that
+// came to care for more than before.
+func (f *Follower) Replay() {
+	f.replay.Store(true)
+	_ = f.events.f.SetReadDeadline(time.Unix(1, 0))
+}
+
+func (f *Follower) tellAll() {
+	f.flush()
+	for _, l := range f.links {
+		f.sink.LinkChanged(l)
+	}
+	for _, a := range f.addrs {
+		f.sink.AddrAdded(a)
+	}
+	for _, n := range f.neighs {
+		f.sink.NeighChanged(n)
+	}
+	for k := range f.routes {
+		f.touch(k)
+	}
+	f.flush()
+	f.sink.Synced()
 }
 
 // schedule asks for a dump, of routes only or of everything, after a delay.

@@ -147,7 +147,8 @@ func TestLinks(t *testing.T) {
 	ns, _ := pair(t)
 	v, _ := follow(t, ns, Options{})
 	v.wait(t, "a0", func() bool { l := v.links["a0"]; return l.Up && l.Ready && l.Kind == "veth" && l.MTU == 1500 })
-	first := v.links["a0"].Index
+	var first int
+	v.do(func() { first = v.links["a0"].Index })
 	ip(t, ns, "link set a0 mtu 1400 address 02:00:00:00:00:07")
 	v.wait(t, "MTU and MAC", func() bool {
 		l := v.links["a0"]
@@ -210,7 +211,8 @@ func TestAddresses(t *testing.T) {
 	ns, _ := pair(t)
 	ip(t, ns, "address add 192.0.2.1/24 dev a0")
 	v, _ := follow(t, ns, Options{})
-	index := v.links["a0"].Index
+	var index int
+	v.do(func() { index = v.links["a0"].Index })
 	has := func(p string) bool {
 		return v.addrs[Addr{Index: index, Prefix: netip.MustParsePrefix(p)}]
 	}
@@ -243,7 +245,8 @@ func TestNeighbours(t *testing.T) {
 	ip(t, peer, "address add 192.0.2.2/24 dev b0")
 	ip(t, peer, "address add 2001:db8::2/64 dev b0")
 	v, f := follow(t, ns, Options{KeepAlive: func(n Neigh) bool { return true }})
-	index := v.links["a0"].Index
+	var index int
+	v.do(func() { index = v.links["a0"].Index })
 	var mac [6]byte
 	out := peer.Run(t, "cat", "/sys/class/net/b0/address")
 	fmt.Sscanf(strings.TrimSpace(out), "%02x:%02x:%02x:%02x:%02x:%02x", &mac[0], &mac[1], &mac[2], &mac[3], &mac[4], &mac[5])
@@ -271,9 +274,11 @@ func TestNeighbours(t *testing.T) {
 		_, there := v.neighs[fiftyOne]
 		return v.neighs[fifty].MAC == [6]byte{2, 0, 0, 0, 0, 0x55} && !there
 	})
-	if _, there := v.neighs[none]; there {
-		t.Error("a neighbour that does not answer is usable")
-	}
+	v.do(func() {
+		if _, there := v.neighs[none]; there {
+			t.Error("a neighbour that does not answer is usable")
+		}
+	})
 	ip(t, ns, "neighbour change 192.0.2.2 lladdr 02:00:00:00:00:02 dev a0 nud failed")
 	v.wait(t, "failure", func() bool { _, there := v.neighs[netip.MustParseAddr("192.0.2.2")]; return !there })
 	// A stale neighbour that is in use is checked, without traffic of the kernel's own.
@@ -283,9 +288,8 @@ func TestNeighbours(t *testing.T) {
 	f.asks.mu.Lock()
 	clear(f.asks.asked)
 	f.asks.mu.Unlock()
-	k := newView()
-	k.neighs[six] = v.neighs[six]
-	again := &Follower{opt: f.opt, asks: f.asks, neighs: map[neighKey]Neigh{{index, six}: v.neighs[six]}, checked: map[neighKey]time.Time{}}
+	again := &Follower{opt: f.opt, asks: f.asks, checked: map[neighKey]time.Time{},
+		neighs: map[neighKey]Neigh{{index, six}: {Index: index, Addr: six, State: "stale"}}}
 	again.keepAlive(time.Now())
 	v.wait(t, "the check", func() bool { return v.neighs[six].State != "stale" && v.neighs[six].MAC == mac })
 }
@@ -380,6 +384,28 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
+// TestReplay: a sink that forgot everything is told again.
+func TestReplay(t *testing.T) {
+	ns, _ := pair(t)
+	ip(t, ns, "address add 192.0.2.1/24 dev a0")
+	ip(t, ns, "route add 10.1.0.0/16 via 192.0.2.9")
+	ip(t, ns, "neighbour add 192.0.2.50 lladdr 02:00:00:00:00:50 dev a0 nud permanent")
+	v, f := follow(t, ns, Options{})
+	var links, addrs, routes int
+	v.do(func() {
+		links, addrs, routes = len(v.links), len(v.addrs), len(v.routes)
+		clear(v.links)
+		clear(v.addrs)
+		clear(v.neighs)
+		clear(v.routes)
+		v.synced = 0
+	})
+	f.Replay()
+	v.wait(t, "everything", func() bool {
+		return v.synced == 1 && len(v.links) == links && len(v.addrs) == addrs && len(v.routes) == routes && len(v.neighs) == 1
+	})
+}
+
 func batch(t *testing.T, ns *testnet.NS, lines string) {
 	t.Helper()
 	c := ns.Command("ip", "-batch", "-")
@@ -415,7 +441,7 @@ func TestManyRoutes(t *testing.T) {
 	const n = 10000
 	batch(t, ns, manyRoutes("add", n, "192.0.2.9"))
 	v.wait(t, "all routes", func() bool { return v.countVia("192.0.2.9") == n })
-	t.Logf("%d routes in %d batches", n, v.batches)
+	v.do(func() { t.Logf("%d routes in %d batches", n, v.batches) })
 	batch(t, ns, manyRoutes("replace", n, "192.0.2.8"))
 	v.wait(t, "other gateways", func() bool { return v.countVia("192.0.2.8") == n && v.countVia("192.0.2.9") == 0 })
 	ip(t, ns, "link set a0 down") // without a word about routes
