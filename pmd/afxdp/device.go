@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -23,6 +24,7 @@ var errGone = errors.New("the interface was removed")
 // and what has to be undone at the end. It is for one thread at a time.
 type device struct {
 	nl     *netlink.Handle
+	ns     int // the namespace itself
 	et     *ethtool.Ethtool
 	index  int
 	driver string
@@ -37,6 +39,11 @@ func (d *device) open(name string) (err error) {
 	}
 	if d.et, err = ethtool.NewEthtool(); err != nil {
 		d.nl.Close()
+		return err
+	}
+	if d.ns, err = unix.Open(threadNS, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		d.nl.Close()
+		d.et.Close()
 		return err
 	}
 	l, err := d.nl.LinkByName(name)
@@ -55,6 +62,36 @@ func (d *device) open(name string) (err error) {
 		d.driver = "unknown"
 	}
 	return nil
+}
+
+const threadNS = "/proc/thread-self/ns/net"
+
+// inside calls f in the device's namespace: sockets belong to the one that they are made in, and
+// interface numbers to sockets.
+func (d *device) inside(f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := unix.Open(threadNS, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(home)
+	var there, here unix.Stat_t
+	if err := errors.Join(unix.Fstat(d.ns, &there), unix.Fstat(home, &here)); err != nil {
+		return err
+	}
+	if there.Dev == here.Dev && there.Ino == here.Ino {
+		return f()
+	}
+	if err := unix.Setns(d.ns, unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter the interface's network namespace: %w", err)
+	}
+	defer func() {
+		if unix.Setns(home, unix.CLONE_NEWNET) != nil {
+			runtime.LockOSThread() // a thread that cannot go back ends with its goroutine
+		}
+	}()
+	return f()
 }
 
 // link is the interface as it is now, wherever its name went.
@@ -225,6 +262,7 @@ func (d *device) close() (err error) {
 	d.undo = nil
 	d.nl.Close()
 	d.et.Close()
+	unix.Close(d.ns)
 	d.nl = nil
 	return err
 }

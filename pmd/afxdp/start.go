@@ -29,11 +29,14 @@ func (q *queue) open() error {
 	}
 	var s socket
 	var err error
-	for end := time.Now().Add(bindPatience); ; time.Sleep(10 * time.Millisecond) {
-		if s, err = openSocket(p.pool, a); !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
-			break
+	err = p.dev.inside(func() error {
+		for end := time.Now().Add(bindPatience); ; time.Sleep(10 * time.Millisecond) {
+			var err error
+			if s, err = openSocket(p.pool, a); !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+				return err
+			}
 		}
-	}
+	})
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("%w: another AF_XDP socket has the queue", err)
