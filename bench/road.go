@@ -96,6 +96,7 @@ type roadBed struct {
 	frames [][]byte
 	mac    pmd.MAC
 	table  []netip.Prefix // of the full table
+	home   []bool         // scratch of refetch
 }
 
 type noResolver struct{}
@@ -251,17 +252,19 @@ func (b *roadBed) onBoard() int { return b.c.pool - b.replay.Missing() }
 
 // refetch replaces packets that were dropped.
 func (b *roadBed) refetch() {
-	here := map[uint32]bool{}
+	slot := func(x uint32) uint32 { return (x - b.pool.First()) / (packet.Stride / 64) }
+	if b.home == nil {
+		b.home = make([]bool, b.pool.Size())
+	}
+	clear(b.home)
 	for _, o := range b.outs() {
 		for _, x := range o {
-			here[x] = true
+			b.home[slot(x)] = true
 		}
 	}
 	for k, x := range b.idx {
-		if !here[x] {
-			var one [1]uint32
-			b.solo.Cache.Alloc(one[:])
-			b.idx[k] = one[0]
+		if !b.home[slot(x)] {
+			b.solo.Cache.Alloc(b.idx[k : k+1])
 		}
 	}
 }

@@ -57,7 +57,7 @@ func (r *rig) empty(fresh Stats) {
 		}
 	}
 	for i, s := range r.sets {
-		if s.refs != 2 && s.typ == Multicast || s.refs == 0 {
+		if s.refs == 0 || s.users == 0 || s.typ == Unicast {
 			r.t.Errorf("set %q has %d references", i, s.refs)
 		}
 	}
