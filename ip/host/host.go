@@ -22,7 +22,7 @@ const (
 
 var (
 	xMalformed = graph.NewReason(graph.ReasonInfo{Stage: Name, Name: "malformed",
-		Doc: "A packet for the built-in host has a bad checksum or length, or breaks a rule of its protocol (such as neighbour discovery's hop limit of 255)."})
+		Doc: "A packet for the built-in host has a bad checksum or length, an address of the host's as its source, or breaks a rule of its protocol (such as neighbour discovery's hop limit of 255)."})
 	xNotLocal = graph.NewReason(graph.ReasonInfo{Stage: Name, Name: "not-local",
 		Doc: "The packet is addressed to nothing that the built-in host has: most often a multicast group that it has not joined."})
 	xProtocol = graph.NewReason(graph.ReasonInfo{Stage: Name, Name: "other-protocol",
@@ -126,7 +126,7 @@ type Host struct {
 	filled uint64 // when the bucket was filled last
 	mld    mld
 
-	rx, tx []byte // one packet each, from the IP header on
+	rx, tx, cut []byte // one packet each, from the IP header on: received, to be sent, a fragment of it
 }
 
 // maxPacket is the longest IP packet: a 65,535 byte payload behind an IPv6 header.
@@ -137,7 +137,7 @@ func (s *Service) newHost(w *graph.Worker) *Host {
 		s: s, w: w, hz: clock.Hz(), in: make(chan event, 256), ids: ip.NewIDs(),
 		rand:   rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		parked: graph.NewParkQueue(graph.VectorSize),
-		rx:     make([]byte, maxPacket), tx: make([]byte, maxPacket+packet.IPv6Size),
+		rx:     make([]byte, maxPacket), tx: make([]byte, maxPacket), cut: make([]byte, maxPacket),
 	}
 	h.cache.next = never
 	h.mld.next = never

@@ -15,7 +15,7 @@ func (h *Host) ipv6(f frame, b []byte) graph.Reason {
 	}
 	b = b[:packet.IPv6Size+ip.PayloadLen()]
 	src, dst := netip.AddrFrom16(ip.Src()), netip.AddrFrom16(ip.Dst())
-	if src.IsMulticast() || src.IsLoopback() {
+	if src.IsMulticast() || src.IsLoopback() || h.mine(f.iface, src) {
 		return xMalformed
 	}
 	if dst.IsMulticast() {
@@ -24,10 +24,6 @@ func (h *Host) ipv6(f frame, b []byte) graph.Reason {
 		}
 	} else if !h.mine(f.iface, dst) {
 		return xNotLocal
-	}
-	if h.mine(f.iface, src) {
-		h.w.C.Exit[nConflict]++
-		return 0
 	}
 	return h.headers6(f, b, false)
 }

@@ -55,7 +55,6 @@ func (h *Host) joined(iface uint16, g netip.Addr) bool {
 	if solicitedNode(h.linkLocal(iface)) == g {
 		return true
 	}
-	// An address of another interface is answered too, as h.mine says.
 	return slices.ContainsFunc(h.w.Tables.Addrs.Load().By[iface], func(p netip.Prefix) bool {
 		return p.Addr().Is6() && solicitedNode(p.Addr()) == g
 	})

@@ -154,13 +154,12 @@ func (h *Host) fragment6(f frame, b []byte, mtu int) {
 	const unfrag = packet.IPv6Size + 8
 	step := (mtu - unfrag) &^ 7
 	id := h.rand.Uint32()
-	var out [0x10000]byte
 	ip := packet.IPv6(b)
 	hops := ip.HopLimit()
 	body := b[packet.IPv6Size:]
 	for off := 0; off < len(body); off += step {
 		k := min(step, len(body)-off)
-		o := packet.IPv6(out[:unfrag+k])
+		o := packet.IPv6(h.cut[:unfrag+k])
 		copy(o, b[:packet.IPv6Size])
 		o.SetNext(packet.ProtoFragment)
 		o.SetHopLimit(hops)
