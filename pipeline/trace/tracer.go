@@ -2,8 +2,10 @@ package trace
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
@@ -14,9 +16,21 @@ import (
 
 // Packet is one packet's way down the road.
 type Packet struct {
+	At      time.Time
+	Worker  int
 	Summary string // what it is, in the style of tcpdump
 	From    string // the port it came in by, or the stage that put it on the road
+	Length  int    // bytes of the frame
 	Steps   []Step
+	Reason  graph.Reason // why it left the road; 0 where it was sent
+}
+
+// Fate is one word for what became of the packet.
+func (p *Packet) Fate() string {
+	if p.Reason == 0 {
+		return "sent"
+	}
+	return [...]string{"dropped", "host", "held", "noted"}[p.Reason.Info().Kind]
 }
 
 // Step is what one stage did.
@@ -24,7 +38,7 @@ type Step struct{ Stage, Text string }
 
 // Tracer is a hook that follows packets and tells their way.
 type Tracer struct {
-	filter *Filter
+	o      TraceOptions
 	left   atomic.Int64
 	out    func(Packet)
 	mu     sync.Mutex // guards calls of out and the map
@@ -40,11 +54,19 @@ type followed struct {
 	seenNA int
 }
 
-// NewTracer follows the first n packets that the filter selects and gives each to out
-// when it has left the road. out is called on a worker's thread and must not block.
-func NewTracer(f *Filter, n int, out func(Packet)) *Tracer {
-	t := &Tracer{filter: f, out: out, by: map[*graph.Worker]*followed{}}
-	t.left.Store(int64(n))
+// TraceOptions say which packets to follow.
+type TraceOptions struct {
+	Filter *Filter
+	Count  int
+	Drops  bool     // only packets that end up dropped
+	Ports  []string // only packets that came in by these; nil for any
+}
+
+// NewTracer gives the first packets selected to out, each when it has left the road. out is
+// called on a worker's thread and must not block.
+func NewTracer(o TraceOptions, out func(Packet)) *Tracer {
+	t := &Tracer{o: o, out: out, by: map[*graph.Worker]*followed{}}
+	t.left.Store(int64(o.Count))
 	return t
 }
 
@@ -66,16 +88,19 @@ func (t *Tracer) state(w *graph.Worker) *followed {
 func (t *Tracer) Begin(w *graph.Worker, v *graph.Vector, from string) {
 	s := t.state(w)
 	*s = followed{}
+	if t.Done() || len(t.o.Ports) > 0 && !slices.Contains(t.o.Ports, from) {
+		return
+	}
 	for i := range v.N {
 		m := v.Mbuf(uint8(i))
 		l3 := -1
 		if v.N4+v.N6 > 0 { // from a Source: the header is known
 			l3 = v.L3Off(uint8(i))
 		}
-		if !t.filter.Match(m, l3) || t.left.Add(-1) < 0 {
+		if !t.o.Filter.Match(m, l3) || !t.o.Drops && t.left.Add(-1) < 0 {
 			continue
 		}
-		s.at[i] = &Packet{Summary: Summary(m, l3), From: from}
+		s.at[i] = &Packet{At: time.Now(), Worker: w.ID, Summary: Summary(m, l3), From: from, Length: int(m.PktLen)}
 		s.n++
 	}
 }
@@ -90,7 +115,8 @@ func (t *Tracer) After(w *graph.Worker, v *graph.Vector, st *graph.Stage) {
 		i := v.XPos[uint8(s.seenNX)]
 		s.left[i] = true
 		if p := s.at[i]; p != nil {
-			p.Steps = append(p.Steps, Step{st.Name, fate(v.XCode[uint8(s.seenNX)])})
+			p.Reason = v.XCode[uint8(s.seenNX)]
+			p.Steps = append(p.Steps, Step{st.Name, fate(p.Reason)})
 		}
 	}
 	for ; s.seenNA < v.NA; s.seenNA++ {
@@ -143,14 +169,15 @@ func (t *Tracer) End(w *graph.Worker, v *graph.Vector) {
 	if s.n == 0 {
 		return
 	}
-	again := v.NA > 0
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i, p := range s.at {
-		if p == nil || again && v.NA > 0 && goesAgain(v, uint8(i)) {
+		if p == nil || goesAgain(v, uint8(i)) {
 			continue
 		}
-		t.out(*p)
+		if !t.o.Drops || p.Reason != 0 && p.Reason.Info().Kind == graph.Drop && t.left.Add(-1) >= 0 {
+			t.out(*p)
+		}
 		s.at[i] = nil
 		s.n--
 	}
