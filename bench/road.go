@@ -11,6 +11,7 @@ import (
 	"millrace/fib"
 	"millrace/internal/clock"
 	"millrace/internal/epoch"
+	"millrace/ip/host"
 	"millrace/ip/neigh"
 	"millrace/packet"
 	"millrace/pipeline"
@@ -125,7 +126,7 @@ func newRoadBed(c roadCase, table []netip.Prefix) (b *roadBed, err error) {
 	if b.fib, err = fib.New(b.tables, b.epoch, fib.Reasons{Unresolved: neigh.XUnresolved}); err != nil {
 		return nil, err
 	}
-	path := pipeline.Default(pipeline.Parts{FIB: b.fib, Neighbour: noResolver{}})
+	path := pipeline.Default(pipeline.Parts{FIB: b.fib, Neighbour: noResolver{}, Host: host.New(host.Config{})})
 	if c.prepare != nil {
 		c.prepare(&path)
 	}

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"millrace/ip/host"
 	"millrace/pipeline/graph"
 )
 
@@ -14,14 +15,10 @@ var HostExit = &graph.Stage{
 	Reasons: []graph.Reason{xHostMissed},
 	New: func(w *graph.Worker) graph.Runner {
 		h := &hostExit{w: w}
-		h.builtin, _ = w.Instances[BuiltinHost].(graph.Taker)
+		h.builtin, _ = w.Instances[host.Name].(graph.Taker)
 		return h
 	},
 }
-
-// BuiltinHost is the name of the exit stage that is the host of ports which no
-// kernel sees.
-const BuiltinHost = "builtin-host"
 
 type hostExit struct {
 	w       *graph.Worker

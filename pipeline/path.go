@@ -7,6 +7,7 @@ import (
 	"millrace/fib"
 	"millrace/ip"
 	"millrace/ip/frag"
+	"millrace/ip/host"
 	"millrace/ip/icmp"
 	"millrace/ip/neigh"
 	"millrace/pipeline/graph"
@@ -16,6 +17,7 @@ import (
 type Parts struct {
 	FIB       *fib.FIB
 	Neighbour neigh.Resolver
+	Host      *host.Service // of ports that no kernel sees
 }
 
 // Default is the road: this list is the only place that says which stages there are and
@@ -36,6 +38,7 @@ func Default(d Parts) Path {
 			icmp.Stage(),
 			neigh.Stage(d.Neighbour),
 			frag.Stage(),
+			d.Host.Stage(),
 			HostExit,
 		},
 	}
