@@ -89,23 +89,23 @@ func (p Path) gives(r graph.Reason) bool {
 // String prints the road as a picture: the stages downwards, the exits to the right.
 func (p Path) String() string {
 	var b strings.Builder
-	exits := func(st *graph.Stage) {
+	exits := func(st *graph.Stage, bar string) {
 		for _, r := range st.Reasons {
 			x := r.Info()
 			to := x.Kind.String()
 			switch {
 			case x.Kind == graph.Hold || x.Kind == graph.Host:
-				to += " by " + x.To
+				to += ": " + x.To
 			case x.To != "":
 				to += ", " + icmpText(x)
 			}
-			fmt.Fprintf(&b, "  |      +--> %-24s %s\n", r, to)
+			fmt.Fprintf(&b, "  %s      +--> %-32s %s\n", bar, r, to)
 		}
 	}
 	b.WriteString("  rx\n")
 	for _, st := range p.Stages {
 		fmt.Fprintf(&b, "  |\n  v\n  %-22s %-5s %s\n", st.Name, st.Lane, st.Doc)
-		exits(st)
+		exits(st, "|")
 	}
 	b.WriteString("  |\n  v\n  tx\n\nexits\n")
 	for _, st := range p.Exits {
@@ -114,9 +114,7 @@ func (p Path) String() string {
 			back = " -> " + st.Resume
 		}
 		fmt.Fprintf(&b, "  %-22s %s%s\n", st.Name, st.Doc, back)
-		for _, r := range st.Reasons {
-			fmt.Fprintf(&b, "         +--> %-24s %s\n", r, r.Info().Kind)
-		}
+		exits(st, " ")
 	}
 	return b.String()
 }

@@ -38,11 +38,11 @@ type Step struct{ Stage, Text string }
 
 // Tracer is a hook that follows packets and tells their way.
 type Tracer struct {
-	o      TraceOptions
-	left   atomic.Int64
-	out    func(Packet)
-	mu     sync.Mutex // guards calls of out and the map
-	by     map[*graph.Worker]*followed
+	o    TraceOptions
+	left atomic.Int64
+	out  func(Packet)
+	mu   sync.Mutex // guards calls of out and the map
+	by   map[*graph.Worker]*followed
 }
 
 // followed is a worker's packets under trace, by position.
