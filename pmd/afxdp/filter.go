@@ -24,10 +24,13 @@ func (p *Port) setLocal(addrs []netip.Addr) error {
 	}
 	var v4, v6 []any
 	for _, a := range addrs {
-		if a = a.Unmap(); a.Is4() {
+		switch a = a.Unmap(); {
+		case a.Is4():
 			v4 = append(v4, a.As4())
-		} else {
+		case a.Is6():
 			v6 = append(v6, a.As16())
+		default:
+			return p.err("local addresses: one is not valid")
 		}
 	}
 	if err := replace[[4]byte](p.maps.v4, v4); err != nil {
@@ -59,12 +62,12 @@ func (p *Port) SetTypes(types []uint16) error {
 
 // replace makes keys the keys of m: first the new ones, then without the old ones.
 func replace[K comparable](m *ebpf.Map, keys []any) error {
-	if len(keys) > int(m.MaxEntries()) {
-		return fmt.Errorf("%d are more than the filter's %d", len(keys), m.MaxEntries())
-	}
 	want := make(map[K]bool, len(keys))
 	for _, k := range keys {
 		want[k.(K)] = true
+	}
+	if len(want) > int(m.MaxEntries()) {
+		return fmt.Errorf("%d are more than the filter's %d", len(want), m.MaxEntries())
 	}
 	var k K
 	var v uint8
