@@ -247,7 +247,8 @@ func quietAbout(b []byte) bool {
 				return false
 			}
 			if b[off+2] != 0 || b[off+3]&^7 != 0 {
-				return true // not the first: what it belongs to cannot be known
+				// Not the first: what an ICMPv6 message it belongs to cannot be known.
+				return b[off] == packet.ProtoICMPv6 || b[off] == packet.ProtoDstOpts
 			}
 			proto, off = b[off], off+8
 		case packet.ProtoICMPv6:
