@@ -1,0 +1,217 @@
+// Package apitest is a router made of fixed answers, for tests of what talks to one.
+package apitest
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+
+	"millrace/control/api"
+	v1 "millrace/control/api/v1"
+)
+
+// Router answers with its fields and records what it was asked. Its methods are safe for
+// concurrent use; fields may be changed while none runs.
+type Router struct {
+	Status     *v1.Status
+	Ports      *v1.Ports
+	Stages     *v1.Stages
+	Routes     *v1.Routes
+	Neighbours *v1.Neighbours
+	Drops      *v1.Drops
+	Leaks      *v1.Leaks
+	Workers    *v1.Workers
+	Config     *v1.Config
+	Applied    *v1.ApplyConfigResponse
+	Traced     []*v1.TracedPacket // sent again and again until TraceRequest.Count
+	Captured   []*v1.CaptureChunk
+	Err        error // returned by every method when set
+
+	mu    sync.Mutex
+	calls []proto.Message
+}
+
+var _ api.Backend = (*Router)(nil)
+
+// Calls are the requests so far.
+func (r *Router) Calls() []proto.Message {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.calls
+}
+
+func answer[M any](r *Router, req proto.Message, m M) (M, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.calls = append(r.calls, proto.Clone(req))
+	if r.Err != nil {
+		var none M
+		return none, r.Err
+	}
+	return m, nil
+}
+
+func (r *Router) GetStatus(_ context.Context, q *v1.GetStatusRequest) (*v1.Status, error) {
+	return answer(r, q, r.Status)
+}
+
+// ListPorts answers with the ports asked for, and ErrNotFound for one that there is not.
+func (r *Router) ListPorts(_ context.Context, q *v1.ListPortsRequest) (*v1.Ports, error) {
+	all, err := answer(r, q, r.Ports)
+	if err != nil || len(q.Names) == 0 {
+		return all, err
+	}
+	out := &v1.Ports{}
+next:
+	for _, n := range q.Names {
+		for _, p := range all.Ports {
+			if p.Name == n {
+				out.Ports = append(out.Ports, p)
+				continue next
+			}
+		}
+		return nil, fmt.Errorf("%w: there is no port %q", api.ErrNotFound, n)
+	}
+	return out, nil
+}
+
+func (r *Router) ListStages(_ context.Context, q *v1.ListStagesRequest) (*v1.Stages, error) {
+	return answer(r, q, r.Stages)
+}
+
+func (r *Router) ListRoutes(_ context.Context, q *v1.ListRoutesRequest) (*v1.Routes, error) {
+	return answer(r, q, r.Routes)
+}
+
+func (r *Router) ListNeighbours(_ context.Context, q *v1.ListNeighboursRequest) (*v1.Neighbours, error) {
+	return answer(r, q, r.Neighbours)
+}
+
+func (r *Router) ListDrops(_ context.Context, q *v1.ListDropsRequest) (*v1.Drops, error) {
+	return answer(r, q, r.Drops)
+}
+
+func (r *Router) GetLeaks(_ context.Context, q *v1.GetLeaksRequest) (*v1.Leaks, error) {
+	return answer(r, q, r.Leaks)
+}
+
+func (r *Router) ListWorkers(_ context.Context, q *v1.ListWorkersRequest) (*v1.Workers, error) {
+	return answer(r, q, r.Workers)
+}
+
+func (r *Router) GetConfig(_ context.Context, q *v1.GetConfigRequest) (*v1.Config, error) {
+	return answer(r, q, r.Config)
+}
+
+func (r *Router) ApplyConfig(_ context.Context, q *v1.ApplyConfigRequest) (*v1.ApplyConfigResponse, error) {
+	return answer(r, q, r.Applied)
+}
+
+func (r *Router) Confirm(_ context.Context, q *v1.ConfirmRequest) (*v1.ConfirmResponse, error) {
+	return answer(r, q, &v1.ConfirmResponse{})
+}
+
+func (r *Router) Rollback(_ context.Context, q *v1.RollbackRequest) (*v1.ApplyConfigResponse, error) {
+	return answer(r, q, r.Applied)
+}
+
+func (r *Router) AddRoute(_ context.Context, q *v1.AddRouteRequest) (*v1.AddRouteResponse, error) {
+	return answer(r, q, &v1.AddRouteResponse{})
+}
+
+func (r *Router) DelRoute(_ context.Context, q *v1.DelRouteRequest) (*v1.DelRouteResponse, error) {
+	return answer(r, q, &v1.DelRouteResponse{Deleted: 1})
+}
+
+func (r *Router) SetMeasure(_ context.Context, q *v1.SetMeasureRequest) (*v1.SetMeasureResponse, error) {
+	return answer(r, q, &v1.SetMeasureResponse{})
+}
+
+// Trace sends Count packets, or goes on until the caller leaves.
+func (r *Router) Trace(ctx context.Context, q *v1.TraceRequest, send func(*v1.TracedPacket) error) error {
+	if _, err := answer(r, q, 0); err != nil {
+		return err
+	}
+	for i := uint32(0); q.Count == 0 || i < q.Count; i++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := send(r.Traced[int(i)%len(r.Traced)]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Capture sends Captured.
+func (r *Router) Capture(ctx context.Context, q *v1.CaptureRequest, send func(*v1.CaptureChunk) error) error {
+	if _, err := answer(r, q, 0); err != nil {
+		return err
+	}
+	for _, c := range r.Captured {
+		if err := send(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// New is a router with two ports, a VLAN, some routes and some drops.
+func New() *Router {
+	return &Router{
+		Status: &v1.Status{
+			Forwarding: true, Version: "v1.2.3", Pid: 4242, StartedUnixNs: 1_767_225_600_000_000_000, UptimeNs: 93_784_000_000_000, ConfigPath: "/etc/millrace.yaml",
+			Ports: 2, PortsUp: 1, Workers: 2, RoutesIpv4: 3, RoutesIpv6: 1, Neighbours: 2, ClockHz: 2_000_000_000, Reasons: []string{"lan1: link down"},
+		},
+		Ports: &v1.Ports{Ports: []*v1.Port{
+			{
+				Name: "eth0", Index: 1, Driver: "afxdp", Mode: "native copy", Why: []string{"zero-copy: operation not supported"}, Up: true, Mbps: 10000, Mtu: 1500,
+				Mac: "02:00:00:00:00:01", Addresses: []string{"192.0.2.1/24", "2001:db8::1/64"}, Queues: 2, Host: "kernel",
+				RxPackets: 18_446_744_073_709_551_000, RxBytes: 1_000_000, TxPackets: 990, TxBytes: 64_000, RxNoBuffer: 3, RxRingFull: 4, TxFull: 5,
+			},
+			{Name: "eth0.100", Parent: "eth0", Vlan: 100, Up: true, Mbps: 10000, Mtu: 1500, Mac: "02:00:00:00:00:01", Addresses: []string{"198.51.100.1/24"}, Host: "kernel", RxPackets: 7, TxPackets: 8},
+			{Name: "lan1", Index: 2, Driver: "memif", Mode: "server", Mtu: 9000, Mac: "02:00:00:00:00:02", Queues: 1, Host: "tap"},
+		}},
+		Stages: &v1.Stages{Measuring: true, Stages: []*v1.Stage{
+			{Name: "classify", Doc: "Finds the L3 header and the interface.", Lane: "any", Calls: 10, Packets: 1000, Clocks: 12_300, Measured: 1000},
+			{Name: "lookup4", Doc: "Longest prefix match.", Lane: "ipv4", Calls: 9, Packets: 900, Clocks: 18_000, Measured: 900},
+			{Name: "tx", Doc: "Hands packets to the ports.", Lane: "any", Calls: 10, Packets: 980},
+			{Name: "neighbour", Doc: "Holds packets until the neighbour's address is known.", Lane: "exits", Exit: true, Held: 2},
+		}},
+		Routes: &v1.Routes{Total: 5, Routes: []*v1.Route{
+			{Prefix: "0.0.0.0/0", Type: "unicast", Metric: 100, Source: "kernel", Protocol: "dhcp", Table: 254, NextHops: []*v1.NextHop{{Address: "192.0.2.254", Port: "eth0", Resolved: true, Mac: "02:00:00:00:00:fe"}}},
+			{Prefix: "10.0.0.0/8", Type: "unicast", Source: "config", NextHops: []*v1.NextHop{{Address: "192.0.2.9", Port: "eth0", Weight: 2}, {Address: "192.0.2.10", Port: "eth0", Resolved: true, Mac: "02:00:00:00:00:10"}}},
+			{Prefix: "192.0.2.0/24", Type: "unicast", Source: "connected", NextHops: []*v1.NextHop{{Port: "eth0"}}},
+			{Prefix: "2001:db8:bad::/48", Type: "blackhole", Source: "api"},
+		}},
+		Neighbours: &v1.Neighbours{Neighbours: []*v1.Neighbour{
+			{Address: "192.0.2.9", Port: "eth0", State: "incomplete", Source: "kernel", Held: 2},
+			{Address: "192.0.2.254", Port: "eth0", Mac: "02:00:00:00:00:fe", State: "reachable", Source: "kernel"},
+		}},
+		Drops: &v1.Drops{Drops: []*v1.Drop{
+			{Stage: "lookup4", Reason: "no-route", Doc: "No route leads to the destination.", Kind: "drop", Count: 17},
+			{Stage: "tx", Reason: "queue-full", Doc: "The port's transmit queue was full.", Kind: "drop", Count: 5},
+			{Stage: "classify", Reason: "not-ip", Doc: "Not an IP packet.", Kind: "host", Count: 3},
+		}},
+		Leaks: &v1.Leaks{
+			Received: 1000, Created: 2, Sent: 980, ToHost: 3, Dropped: 17, Held: []*v1.Held{{Place: "neighbour", Packets: 2}, {Place: "handoff"}}, Ok: true,
+			Pools: []*v1.Pool{{Name: "main", Size: 65536, Free: 61438, InPorts: 4096, InPackets: 2, Pages: "2 MiB"}},
+		},
+		Workers: &v1.Workers{Workers: []*v1.Worker{
+			{Id: 0, Core: 2, NumaNode: 0, Rounds: 1000, IdleRounds: 900, Sleeps: 12, BusyClocks: 50_000, TotalClocks: 1_000_000, Packets: 600, Queues: []string{"eth0/0", "lan1/0"}, Poll: "adaptive"},
+			{Id: 1, Core: -1, NumaNode: -1, Rounds: 10, Poll: "busy"},
+		}},
+		Config:  &v1.Config{Yaml: "ports:\n  - name: eth0\n", Path: "/etc/millrace.yaml"},
+		Applied: &v1.ApplyConfigResponse{Applied: true, Changes: []string{"port eth0: mtu 1500 -> 9000"}},
+		Traced: []*v1.TracedPacket{
+			{
+				TimeUnixNs: 1_767_225_600_123_456_000, From: "eth0", Length: 98, Summary: "192.0.2.9 > 10.0.0.1 ICMP echo request",
+				Lines: []*v1.TraceLine{{Stage: "classify", Text: "IPv4 on eth0"}, {Stage: "lookup4", Text: "10.0.0.0/8"}, {Stage: "tx"}}, Fate: "sent lan1",
+			},
+			{TimeUnixNs: 1_767_225_600_223_456_000, Worker: 1, From: "lan1", Length: 60, Summary: "10.0.0.1 > 203.0.113.5 UDP", Lines: []*v1.TraceLine{{Stage: "classify", Text: "IPv4 on lan1"}}, Fate: "drop lookup4/no-route", Doc: "No route leads to the destination."},
+		},
+		Captured: []*v1.CaptureChunk{{Data: []byte("\n\r\r\nblock one"), Packets: 1}, {Data: []byte("block two"), Packets: 3, Lost: 1}},
+	}
+}
