@@ -2,6 +2,7 @@ package memif
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -152,7 +153,7 @@ func TestTwoProcesses(t *testing.T) {
 				wait(t, "link", up(p))
 				e.q.Rx(nil)
 				kill := round == 1
-				e.echo(t, 20000, func(got int) {
+				e.echo(t, 20000, 5000, func(got int) {
 					if kill && got > 5000 {
 						kill = false
 						cmd.Process.Kill()
@@ -176,41 +177,55 @@ func TestTwoProcesses(t *testing.T) {
 	}
 }
 
-// echo sends n numbered packets, some of them in chains, and wants them back in order;
-// where the peer dies it stops when the link is down.
-func (e *end) echo(t *testing.T, n int, progress func(got int), dies bool) {
+// echo sends n numbered packets of many sizes, every fifth a chain, and wants them back in
+// order, byte for byte behind the MAC addresses; where the peer dies it stops when the
+// link is down.
+func (e *end) echo(t *testing.T, n, longest int, progress func(got int), dies bool) {
 	t.Helper()
 	var rx, tx [64]uint32
+	var want, have [maxFrame]byte
 	sent, got := 0, 0
-	size := func(i int) int { return 60 + i*37%1455 }
+	frame := func(i int) []byte {
+		b := want[:60+i*37%(longest-59)]
+		for j := range b {
+			b[j] = byte(i + j)
+		}
+		binary.BigEndian.PutUint64(b[len(b)-8:], uint64(i))
+		return b
+	}
 	wait(t, fmt.Sprintf("%d echoes", n), func() bool {
 		for range 1000 {
 			k := e.q.Rx(rx[:])
 			for _, i := range rx[:k] {
+				b := frame(got)
 				m := packet.At(i)
-				var b [8]byte
-				m.CopyOut(int(m.PktLen)-8, b[:])
-				if x := binary.BigEndian.Uint64(b[:]); x != uint64(got) || int(m.PktLen) != size(got) {
-					t.Fatalf("echo %d of %d bytes, want %d of %d", x, m.PktLen, got, size(got))
+				if k := m.CopyOut(0, have[:]); k != len(b) || k != int(m.PktLen) || !bytes.Equal(b[12:], have[12:k]) {
+					t.Fatalf("echo %d: got %d bytes %x, want %d bytes %x", got, k, have[12:k], len(b), b[12:])
 				}
 				got++
 			}
 			e.cache.Free(rx[:k])
 			progress(got)
-			room := min(n-sent, len(tx), 500-(sent-got))
+			room := min(n-sent, len(tx), 100-(sent-got))
 			if room <= 0 {
 				continue
 			}
-			k = e.cache.Alloc(tx[:room])
-			for j, i := range tx[:k] {
-				m, l := packet.At(i), size(sent+j)
-				m.Append(l - 8)
-				if (sent+j)%5 == 0 {
-					s := e.cache.Alloc1()
-					m.SetNext(s)
-					m.NbSegs = 2
+			k = 0
+			for ; k < room; k++ {
+				b := frame(sent + k)
+				cut := min(len(b), packet.DataRoom)
+				if (sent+k)%5 == 0 {
+					cut = len(b) / 2
 				}
-				binary.BigEndian.PutUint64(m.Append(8), uint64(sent+j))
+				m := e.cache.Alloc1()
+				copy(m.Append(min(cut, packet.DataRoom)), b)
+				for b = b[m.DataLen:]; len(b) > 0; b = b[min(len(b), packet.DataRoom):] {
+					s := e.cache.Alloc1()
+					m.Last().SetNext(s)
+					m.NbSegs++
+					copy(m.Append(min(len(b), packet.DataRoom)), b)
+				}
+				tx[k] = m.Index()
 			}
 			j := e.q.Tx(tx[:k])
 			sent += j
