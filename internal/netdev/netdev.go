@@ -102,6 +102,13 @@ func (d *Dev) SetMAC(a [6]byte) error {
 	return d.ioctl(unix.SIOCSIFHWADDR, &r)
 }
 
+// SetQueueLen sets how many packets the kernel's side may have waiting.
+func (d *Dev) SetQueueLen(n int) error {
+	var r ifreq
+	*r.u32() = uint32(n)
+	return d.ioctl(unix.SIOCSIFTXQLEN, &r)
+}
+
 // Flags are IFF_UP and so on.
 func (d *Dev) Flags() (uint16, error) {
 	var r ifreq

@@ -86,13 +86,8 @@ func Open(c pmd.Config) (*Port, error) {
 }
 
 func check(c pmd.Config) error {
-	for field, set := range map[string]bool{
-		"socket": c.Socket != "", "role": c.Role != "", "id": c.ID != 0, "secret": c.Secret != "",
-		"read": c.Read != "", "write": c.Write != "", "loop": c.Loop != 0, "rate": c.Rate != 0, "mode": c.Mode != "",
-	} {
-		if set {
-			return fmt.Errorf("afpacket: port %s: this driver has no %s", c.Name, field)
-		}
+	if err := c.Check("afpacket"); err != nil {
+		return err
 	}
 	if c.Queues < 0 || c.Queues > maxQueues || c.Ring < 0 || c.Ring > 1<<17 || c.MTU < 0 || c.MTU > maxFrame-18 {
 		return fmt.Errorf("afpacket: port %s: allowed are queues up to %d, ring up to %d, mtu up to %d", c.Name, maxQueues, 1<<17, maxFrame-18)

@@ -477,7 +477,6 @@ func tcp(t *testing.T, a, b *testnet.NS, addr string) {
 		io.Copy(h, c)
 		sum <- [32]byte(h.Sum(nil))
 	}()
-	// A socket made here stays in the namespace; Go's own dialler would race over addresses.
 	var c net.Conn
 	a.Do(func() { c, err = net.DialTimeout("tcp", addr, 10*time.Second) })
 	if err != nil {
@@ -518,14 +517,23 @@ func udpSegments(t *testing.T, a, b *testnet.NS, addr string) {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	raw, _ := out.(*net.UDPConn).SyscallConn()
+	for _, size := range []struct{ segment, total int }{{1001, 20*1001 + 77}, {300, 1100}} {
+		udpSend(t, out, in, size.segment, size.total)
+	}
+}
+
+func udpSend(t *testing.T, out net.Conn, in net.PacketConn, segment, total int) {
+	raw, err := out.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
 	raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, 1001)
+		err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, segment)
 	})
 	if err != nil {
 		t.Skip("no UDP_SEGMENT: ", err)
 	}
-	data := make([]byte, 20*1001+77)
+	data := make([]byte, total)
 	for i := range data {
 		data[i] = byte(i * 7 >> 3)
 	}

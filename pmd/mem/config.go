@@ -14,26 +14,10 @@ var (
 )
 
 func open(c pmd.Config) (pmd.Port, error) {
-	bad := func(field string) error {
-		return fmt.Errorf("mem: port %s: a port in memory has no %s", c.Name, field)
+	if err := c.Check("mem", "socket"); err != nil {
+		return nil, err
 	}
 	switch {
-	case c.Role != "":
-		return nil, bad("role")
-	case c.ID != 0:
-		return nil, bad("id")
-	case c.Secret != "":
-		return nil, bad("secret")
-	case c.Read != "":
-		return nil, bad("read")
-	case c.Write != "":
-		return nil, bad("write")
-	case c.Loop != 0:
-		return nil, bad("loop")
-	case c.Rate != 0:
-		return nil, bad("rate")
-	case c.Mode != "":
-		return nil, bad("mode")
 	case c.Socket == "":
 		return nil, fmt.Errorf("mem: port %s: socket: a name for the wire is missing; the two ports that give the same one are joined", c.Name)
 	case c.Queues < 0 || c.Ring < 0 || c.MTU < 0 || c.MTU > MaxFrame-14:
