@@ -30,8 +30,10 @@ func (x *table) Target(group uint16, dst netip.Addr) (uint16, netip.Addr, bool) 
 	}
 	return 0, netip.Addr{}, false
 }
-func (x *table) Ask(iface uint16, nh netip.Addr) { x.asked = append(x.asked, fmt.Sprint(iface, " ", nh)) }
-func (x *table) Generation() uint64              { return x.gen }
+func (x *table) Ask(iface uint16, nh netip.Addr) {
+	x.asked = append(x.asked, fmt.Sprint(iface, " ", nh))
+}
+func (x *table) Generation() uint64 { return x.gen }
 
 type bench struct {
 	*rig.Rig
