@@ -155,15 +155,33 @@ func (s hopper) groups() *[graph.MaxGroups]graph.Group {
 	return (*[graph.MaxGroups]graph.Group)(s.w.Tables.Groups)
 }
 
-// lane follows the groups of a lane and returns its new length: what leads to one adjacency is done; the
-// rest is set aside in v.Odd.
+// lane follows the groups of a lane and returns its new length. Most vectors hold
+// nothing odd and are done after one short loop.
 func (s hopper) lane(v *graph.Vector, lane *[graph.VectorSize]uint8, n int) int {
+	groups := s.groups()
+	all := uint64(0)
+	for j := 0; j < n; j++ {
+		i := lane[uint8(j)]
+		w := groupWord(groups, v.NH[i])
+		v.Adj[i] = uint16(w)
+		all |= w
+	}
+	v.NOdd = 0
+	if all>>16 != 0 {
+		n = s.sift(v, lane, n)
+	}
+	return n
+}
+
+// sift sets aside in v.Odd what does not lead to one adjacency, and returns the new
+// length of the lane.
+func (s hopper) sift(v *graph.Vector, lane *[graph.VectorSize]uint8, n int) int {
 	groups := s.groups()
 	k, x := 0, 0
 	for j := 0; j < n; j++ {
 		i := lane[uint8(j)]
 		w := groupWord(groups, v.NH[i])
-		v.Adj[i] = uint16(w)
+		v.Adj[i] = uint16(w) // the group may have changed since
 		if w>>16 != 0 {
 			v.Odd[uint8(x)] = i
 			x++
@@ -267,25 +285,34 @@ type fused4 struct {
 func (s *fused4) Run(v *graph.Vector) {
 	s.t.prefetch(v)
 	t, deep, groups, n := s.t.tbl24, s.t.tbl8, s.groups(), v.N4
-	k, x := 0, 0
-	for j := 0; j < n; j++ {
-		i, dst := v.Lane4[uint8(j)], v.Dst4[uint8(j)]
-		e := t[dst>>8]
-		if e&deep4 != 0 {
-			e = deep[e&(deep4-1)][uint8(dst)]
+	all := uint64(0)
+	j := 0
+	for ; j+4 <= n; j += 4 {
+		a, b, c, d := uint8(j), uint8(j+1), uint8(j+2), uint8(j+3)
+		e0, e1, e2, e3 := t[v.Dst4[a]>>8], t[v.Dst4[b]>>8], t[v.Dst4[c]>>8], t[v.Dst4[d]>>8]
+		if (e0|e1|e2|e3)&deep4 != 0 {
+			e0 = follow(deep, e0, v.Dst4[a])
+			e1 = follow(deep, e1, v.Dst4[b])
+			e2 = follow(deep, e2, v.Dst4[c])
+			e3 = follow(deep, e3, v.Dst4[d])
 		}
-		w := groupWord(groups, e)
-		v.NH[i], v.Adj[i] = e, uint16(w)
-		if w>>16 != 0 {
-			v.Odd[uint8(x)] = i
-			x++
-			continue
-		}
-		v.Lane4[uint8(k)] = i
-		k++
+		w0, w1, w2, w3 := groupWord(groups, e0), groupWord(groups, e1), groupWord(groups, e2), groupWord(groups, e3)
+		all |= w0 | w1 | w2 | w3
+		i0, i1, i2, i3 := v.Lane4[a], v.Lane4[b], v.Lane4[c], v.Lane4[d]
+		v.NH[i0], v.Adj[i0] = e0, uint16(w0)
+		v.NH[i1], v.Adj[i1] = e1, uint16(w1)
+		v.NH[i2], v.Adj[i2] = e2, uint16(w2)
+		v.NH[i3], v.Adj[i3] = e3, uint16(w3)
 	}
-	v.N4, v.NOdd = k, x
-	if x != 0 {
+	for ; j < n; j++ {
+		i := v.Lane4[uint8(j)]
+		e := follow(deep, t[v.Dst4[uint8(j)]>>8], v.Dst4[uint8(j)])
+		w := groupWord(groups, e)
+		all |= w
+		v.NH[i], v.Adj[i] = e, uint16(w)
+	}
+	if all>>16 != 0 {
+		v.N4 = s.sift(v, &v.Lane4, n)
 		s.odd4(v)
 	}
 }
@@ -296,23 +323,17 @@ type fused6 struct {
 }
 
 func (s *fused6) Run(v *graph.Vector) {
-	base, root, nodes, groups := s.w.Base, s.t.root, s.t.nodes, s.groups()
-	k, x := 0, 0
-	for j, n := 0, v.N6; j < n; j++ {
+	base, root, nodes, groups, n := s.w.Base, s.t.root, s.t.nodes, s.groups(), v.N6
+	all := uint64(0)
+	for j := 0; j < n; j++ {
 		i := v.Lane6[uint8(j)]
 		e := match6(root, nodes, unsafe.Add(base, v.L3[i]))
 		w := groupWord(groups, e)
+		all |= w
 		v.NH[i], v.Adj[i] = e, uint16(w)
-		if w>>16 != 0 {
-			v.Odd[uint8(x)] = i
-			x++
-			continue
-		}
-		v.Lane6[uint8(k)] = i
-		k++
 	}
-	v.N6, v.NOdd = k, x
-	if x != 0 {
+	if all>>16 != 0 {
+		v.N6 = s.sift(v, &v.Lane6, n)
 		s.odd6(v)
 	}
 }

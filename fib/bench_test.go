@@ -1,0 +1,113 @@
+package fib
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"millrace/internal/clock"
+	"millrace/pipeline/graph"
+	"millrace/pmd"
+)
+
+// benchStages runs vectors of IPv4 packets to dsts in turn and reports clocks a packet. Between two
+// vectors, other goes through the cache, as packets do.
+func benchStages(b *testing.B, r *rig, dsts []uint32, prefetch bool, other []byte, stages ...*graph.Stage) {
+	l := newLane(b, r.tab, graph.VectorSize)
+	rs := runners(l.w, stages...)
+	r.t4.spread.Store(prefetch)
+	l.fill(slices.Repeat([]netip.Addr{netip.MustParseAddr("11.0.0.9")}, 256), 0)
+	v, whole := &l.v, l.v.Lane4
+	n := 0
+	var spent uint64
+	for b.Loop() {
+		v.N4, v.NX, v.Lane4 = 256, 0, whole
+		copy(v.Dst4[:], dsts[n*256%len(dsts):])
+		n++
+		for i := 0; i < len(other); i += 64 {
+			other[i]++
+		}
+		t := clock.Ticks()
+		for _, s := range rs {
+			s.Run(v)
+		}
+		spent += clock.Ticks() - t
+		if v.N4 != 256 {
+			b.Fatal(v.N4, v.NX)
+		}
+	}
+	b.ReportMetric(float64(spent)/float64(n)/256, "clocks/packet")
+}
+
+// BenchmarkRoad measures lookup and next hop: one destination, destinations all over a real table, several next hops.
+func BenchmarkRoad(b *testing.B) {
+	r := newRig(b)
+	via := netip.MustParseAddr("fe80::1")
+	for i := range uint16(4) {
+		r.iface(i+1, true)
+		r.setNeigh(i+1, via, pmd.MAC{2, 0, 0, 0, 0, byte(i)})
+	}
+	rnd := rand.New(rand.NewPCG(1, 1))
+	add := []Route{{Prefix: netip.MustParsePrefix("11.0.0.0/24"), Source: SourceAPI, NextHops: []NextHop{{Via: via, Iface: 1}, {Via: via, Iface: 2}}}}
+	pfx := bgp(b, "v4.txt.gz", 1<<20)
+	for i, p := range pfx {
+		add = append(add, Route{Prefix: p, NextHops: []NextHop{{Via: via, Iface: uint16(i%4 + 1)}}, Source: SourceKernel})
+	}
+	if err := r.Update(add, nil); err != nil {
+		b.Fatal(err)
+	}
+	table := make([]uint32, 1<<20)
+	for i := range table {
+		p := pfx[rnd.IntN(len(pfx))]
+		table[i] = addr4(p.Addr()) | rnd.Uint32()>>p.Bits()
+	}
+	for _, c := range []struct {
+		name  string
+		dsts  []uint32
+		other int
+	}{
+		{"hot", slices.Repeat(table[:1], 256), 0},
+		{"multipath", slices.Repeat([]uint32{11<<24 | 9}, 256), 0},
+		{"table", table, 0},
+		{"table-cold", table, 1 << 20},
+	} {
+		for _, pf := range []bool{false, true} {
+			for name, st := range map[string][]*graph.Stage{
+				"lookup":   {Lookup4(r.FIB)},
+				"separate": {Lookup4(r.FIB), NextHop4(r.FIB)},
+				"fused":    {LookupNextHop4(r.FIB)},
+			} {
+				b.Run(fmt.Sprintf("%s/prefetch=%v/%s", c.name, pf, name), func(b *testing.B) { benchStages(b, r, c.dsts, pf, make([]byte, c.other), st...) })
+			}
+		}
+	}
+}
+
+// BenchmarkUpdate replaces the next hop of one prefix of a real table at a time.
+func BenchmarkUpdate(b *testing.B) {
+	for _, file := range []string{"v4.txt.gz", "v6.txt.gz"} {
+		b.Run(file[:2], func(b *testing.B) {
+			r := newRig(b)
+			r.iface(1, true)
+			var routes []Route
+			for _, p := range bgp(b, file, 1<<20) {
+				routes = append(routes, Route{Prefix: p, NextHops: []NextHop{{Via: netip.MustParseAddr("fe80::1"), Iface: 1}}, Source: SourceKernel})
+			}
+			if err := r.Update(routes, nil); err != nil {
+				b.Fatal(err)
+			}
+			hops := [][]NextHop{routes[0].NextHops, {{Via: netip.MustParseAddr("fe80::2"), Iface: 1}}}
+			n := 0
+			for b.Loop() {
+				x := routes[n*7919%len(routes)]
+				x.NextHops = hops[n&1]
+				if err := r.Update([]Route{x}, nil); err != nil {
+					b.Fatal(err)
+				}
+				n++
+			}
+		})
+	}
+}
