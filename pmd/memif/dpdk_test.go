@@ -35,6 +35,7 @@ func TestDPDK(t *testing.T) {
 		{"server", "client", true, 1514, ",secret=sesame"},
 		{"client", "server", true, 9000, ",rsize=8"},
 		{"server", "client", false, 9000, ",bsize=1024"},
+		{"server", "client", false, 9000, ""},
 	} {
 		t.Run(fmt.Sprintf("%s/%d%s", c.role, c.longest, c.args), func(t *testing.T) {
 			dir, err := os.MkdirTemp("", "memif") // TempDir's name has a comma of DPDK's in it
