@@ -116,6 +116,19 @@ type LocalFilter interface {
 	SetLocal(addrs []netip.Addr) error
 }
 
+// TakeFilter is implemented by ports that can tell a part of what is addressed to the box
+// from the rest: exactly what SetTaken names comes to Millrace, such as NAT's ports and tunnels.
+type TakeFilter interface {
+	SetTaken(taken []Taken) error
+}
+
+// Taken is a protocol, or one TCP or UDP port, of one of the box's addresses.
+type Taken struct {
+	Addr  netip.Addr
+	Proto uint8  // of IP
+	Port  uint16 // destination port, 0 for the whole protocol
+}
+
 // Config asks for a port. Fields that a driver does not know are errors.
 type Config struct {
 	Name   string

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"millrace/pmd"
 )
@@ -56,6 +57,38 @@ func (p *Port) SetTypes(types []uint16) error {
 	}
 	if err := replace[uint32](p.maps.types, keys); err != nil {
 		return p.err("EtherTypes: %w", err)
+	}
+	return nil
+}
+
+// SetTaken makes exactly this the part of what is addressed to the box that comes to
+// Millrace. Fragments of it pass to the kernel, unless the whole protocol is taken, and
+// so does what stands behind IPv6 extension headers.
+func (p *Port) SetTaken(taken []pmd.Taken) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return p.err("closed")
+	}
+	var v4, v6 []any
+	for _, t := range taken {
+		port := [2]byte{byte(t.Port >> 8), byte(t.Port)}
+		switch a := t.Addr.Unmap(); {
+		case t.Port != 0 && t.Proto != unix.IPPROTO_TCP && t.Proto != unix.IPPROTO_UDP:
+			return p.err("take port %d of protocol %d: only TCP and UDP have ports", t.Port, t.Proto)
+		case a.Is4():
+			v4 = append(v4, taken4{Addr: a.As4(), Proto: t.Proto, Port: port})
+		case a.Is6():
+			v6 = append(v6, taken6{Addr: a.As16(), Proto: t.Proto, Port: port})
+		default:
+			return p.err("take a part of an address that is not valid")
+		}
+	}
+	if err := replace[taken4](p.maps.own4, v4); err != nil {
+		return p.err("what is taken of IPv4 addresses: %w", err)
+	}
+	if err := replace[taken6](p.maps.own6, v6); err != nil {
+		return p.err("what is taken of IPv6 addresses: %w", err)
 	}
 	return nil
 }

@@ -198,7 +198,7 @@ func testFilter(t *testing.T, mode string) {
 	r := newRig(t, pmd.Config{Mode: mode})
 	defer r.end()
 	kernel := r.a.Raw(t, "a0")
-	mac, src := kernel.MAC, r.peer.MAC
+	mac, src := []byte(kernel.MAC), []byte(r.peer.MAC)
 	if err := r.SetLocal([]netip.Addr{
 		netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("::ffff:192.0.2.77"), netip.MustParseAddr("2001:db8::1"),
 	}); err != nil {
@@ -207,6 +207,23 @@ func testFilter(t *testing.T, mode string) {
 	if err := r.SetTypes([]uint16{0x8847}); err != nil {
 		t.Fatal(err)
 	}
+	box4, box6 := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("2001:db8::1")
+	if err := r.SetTaken([]pmd.Taken{
+		{Addr: box4, Proto: 50}, {Addr: box4, Proto: 17, Port: 4789}, {Addr: box4, Proto: 6, Port: 40000},
+		{Addr: box6, Proto: 47}, {Addr: box6, Proto: 17, Port: 4791},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetTaken([]pmd.Taken{{Addr: box4, Proto: 50, Port: 7}}); err == nil {
+		t.Error("took a port of ESP")
+	}
+	options := func(port uint16) []byte { // an IPv4 header with options
+		p := ip4("10.0.0.1", 17, append([]byte{1, 1, 1, 1}, udp(9, port, []byte("options"))...))
+		p[0] = 0x46
+		return append(eth(mac, src, 0x0800), p...)
+	}
+	piece := ip4("10.0.0.1", 17, udp(9, 4789, []byte("piece")))
+	piece[6] = 0x20
 	bc := bytes.Repeat([]byte{0xff}, 6)
 	mc := []byte{1, 0, 0x5e, 0, 0, 5}
 	other := []byte{2, 9, 9, 9, 9, 9}
@@ -256,6 +273,20 @@ func testFilter(t *testing.T, mode string) {
 		{"redirect", append(eth(mac, src, v6), ip6("2001:db8:9::1", 58, icmp6(137))...), false},
 		{"icmpv6 echo in transit", append(eth(mac, src, v6), ip6("2001:db8:9::1", 58, icmp6(128))...), true},
 		{"icmpv6 138 in transit", append(eth(mac, src, v6), ip6("2001:db8:9::1", 58, icmp6(138))...), true},
+		{"taken protocol", append(eth(mac, src, v4), ip4("10.0.0.1", 50, u)...), true},
+		{"taken protocol, other address", append(eth(mac, src, v4), ip4("192.0.2.77", 50, u)...), false},
+		{"taken port", append(eth(mac, src, v4), ip4("10.0.0.1", 17, udp(9, 4789, u))...), true},
+		{"taken port in a tag", append(eth(mac, src, 0x8100, v4), ip4("10.0.0.1", 17, udp(9, 4789, u))...), true},
+		{"taken port as source", append(eth(mac, src, v4), ip4("10.0.0.1", 17, udp(4789, 9, u))...), false},
+		{"taken port behind options", options(4789), true},
+		{"other port behind options", options(4790), false},
+		{"taken port, fragment", append(eth(mac, src, v4), piece...), false},
+		{"taken port, other protocol", append(eth(mac, src, v4), ip4("10.0.0.1", 6, udp(9, 4789, u))...), false},
+		{"taken tcp port", append(eth(mac, src, v4), ip4("10.0.0.1", 6, udp(9, 40000, u))...), true},
+		{"taken port, cut short", append(eth(mac, src, v4), ip4("10.0.0.1", 17, []byte{0, 9, 0x12})...), false},
+		{"taken ipv6 protocol", append(eth(mac, src, v6), ip6("2001:db8::1", 47, u)...), true},
+		{"taken ipv6 port", append(eth(mac, src, v6), ip6("2001:db8::1", 17, udp(9, 4791, u))...), true},
+		{"other ipv6 port", append(eth(mac, src, v6), ip6("2001:db8::1", 17, udp(9, 4790, u))...), false},
 		{"arp", append(eth(mac, src, 0x0806), make([]byte, 46)...), false},
 		{"lldp", append(eth([]byte{1, 0x80, 0xc2, 0, 0, 14}, src, 0x88cc), make([]byte, 46)...), false},
 		{"eapol to the port", append(eth(mac, src, 0x888e), make([]byte, 46)...), false},

@@ -359,7 +359,10 @@ func (p *Port) Close() error {
 	return nil
 }
 
-var _ pmd.LocalFilter = (*Port)(nil)
+var (
+	_ pmd.LocalFilter = (*Port)(nil)
+	_ pmd.TakeFilter  = (*Port)(nil)
+)
 
 // privilege adds to an error of the kernel what the process lacks, where it is that.
 func privilege(err error) error {

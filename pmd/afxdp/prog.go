@@ -15,6 +15,7 @@ const (
 	xdpPass       = 2      // XDP_PASS
 	maxAddrs      = 16384  // of the box, of each family
 	maxEtherTypes = 64
+	maxTaken      = 1 << 18 // entries of each family: four blocks of 65536 NAT ports
 )
 
 // maps are what the XDP program reads.
@@ -24,6 +25,24 @@ type maps struct {
 	v4    *ebpf.Map // the box's IPv4 addresses
 	v6    *ebpf.Map // the box's IPv6 addresses
 	types *ebpf.Map // further EtherTypes for Millrace, as they lie in a frame
+	own4  *ebpf.Map // taken4: what Millrace takes of the box's IPv4 addresses
+	own6  *ebpf.Map // taken6
+}
+
+// taken4 and taken6 are keys of own4 and own6: port 0 is a whole protocol.
+type taken4 struct {
+	Addr  [4]byte
+	Proto uint8
+	_     uint8
+	Port  [2]byte // big endian
+}
+
+type taken6 struct {
+	Addr  [16]byte
+	Proto uint8
+	_     uint8
+	Port  [2]byte // big endian
+	_     [4]byte
 }
 
 func newMaps(queues int) (m maps, err error) {
@@ -36,6 +55,8 @@ func newMaps(queues int) (m maps, err error) {
 		{&m.v4, ebpf.MapSpec{Name: "mr_local4", Type: ebpf.Hash, KeySize: 4, ValueSize: 1, MaxEntries: maxAddrs, Flags: noPrealloc}},
 		{&m.v6, ebpf.MapSpec{Name: "mr_local6", Type: ebpf.Hash, KeySize: 16, ValueSize: 1, MaxEntries: maxAddrs, Flags: noPrealloc}},
 		{&m.types, ebpf.MapSpec{Name: "mr_types", Type: ebpf.Hash, KeySize: 4, ValueSize: 1, MaxEntries: maxEtherTypes, Flags: noPrealloc}},
+		{&m.own4, ebpf.MapSpec{Name: "mr_own4", Type: ebpf.Hash, KeySize: 8, ValueSize: 1, MaxEntries: maxTaken, Flags: noPrealloc}},
+		{&m.own6, ebpf.MapSpec{Name: "mr_own6", Type: ebpf.Hash, KeySize: 24, ValueSize: 1, MaxEntries: maxTaken, Flags: noPrealloc}},
 	} {
 		if *s.to, err = ebpf.NewMap(&s.spec); err != nil {
 			m.close()
@@ -46,7 +67,7 @@ func newMaps(queues int) (m maps, err error) {
 }
 
 func (m *maps) close() {
-	for _, x := range []*ebpf.Map{m.xsks, m.port, m.v4, m.v6, m.types} {
+	for _, x := range []*ebpf.Map{m.xsks, m.port, m.v4, m.v6, m.types, m.own4, m.own6} {
 		x.Close()
 	}
 }
@@ -141,7 +162,7 @@ func (m *maps) ip4(d int) asm.Instructions {
 		asm.Add.Imm(asm.R2, int32(off)+20),
 		asm.JGT.Reg(asm.R2, asm.R8, "pass"),
 		asm.LoadMem(asm.R2, asm.R7, off+16, asm.Word), // destination
-		asm.StoreMem(asm.RFP, -4, asm.R2, asm.Word),
+		asm.StoreMem(asm.RFP, -8, asm.R2, asm.Word),
 		asm.LoadMem(asm.R3, asm.R7, off+16, asm.Byte),
 		asm.And.Imm(asm.R3, 0xf0),
 		asm.JEq.Imm(asm.R3, 0xe0, "pass"), // multicast
@@ -164,10 +185,44 @@ func (m *maps) ip4(d int) asm.Instructions {
 		asm.LoadMem(asm.R4, asm.R7, 4, asm.Half),
 		asm.JEq.Reg(asm.R3, asm.R4, "pass"),
 	}
-	l := lookup(m.v4, -4)
+	l := lookup(m.v4, -8)
 	l[0] = l[0].WithSymbol(look)
 	p = append(p, l...)
-	return append(p, asm.JNE.Imm(asm.R0, 0, "pass"), asm.Ja.Label("take"))
+	p = append(p,
+		asm.JEq.Imm(asm.R0, 0, "take"),
+		// The box's own: what of it is Millrace's?
+		asm.LoadMem(asm.R2, asm.R7, off+9, asm.Byte),
+		asm.StoreMem(asm.RFP, -4, asm.R2, asm.Half), // protocol and a zero
+		asm.StoreImm(asm.RFP, -2, 0, asm.Half))
+	p = append(p, lookup(m.own4, -8)...)
+	p = append(p,
+		asm.JNE.Imm(asm.R0, 0, "take"),
+		asm.LoadMem(asm.R2, asm.R7, off+6, asm.Half),
+		asm.And.Imm(asm.R2, be(0x3fff)),
+		asm.JNE.Imm(asm.R2, 0, "pass"), // a fragment
+		asm.LoadMem(asm.R2, asm.R7, off, asm.Byte),
+		asm.And.Imm(asm.R2, 15),
+		asm.LSh.Imm(asm.R2, 2),
+		asm.Add.Imm(asm.R2, int32(off)),
+		asm.Add.Reg(asm.R2, asm.R7),
+		asm.LoadMem(asm.R3, asm.R7, off+9, asm.Byte))
+	return append(p, m.ports(m.own4, -8, -2, label("port4", d))...)
+}
+
+// ports looks up the destination port of a TCP or UDP header at R2, protocol R3, after putting
+// it into the key, and takes or passes the packet.
+func (m *maps) ports(own *ebpf.Map, key int32, port int16, has string) asm.Instructions {
+	p := asm.Instructions{
+		asm.JEq.Imm(asm.R3, unix.IPPROTO_TCP, has),
+		asm.JNE.Imm(asm.R3, unix.IPPROTO_UDP, "pass"),
+		asm.Mov.Reg(asm.R4, asm.R2).WithSymbol(has),
+		asm.Add.Imm(asm.R4, 4),
+		asm.JGT.Reg(asm.R4, asm.R8, "pass"),
+		asm.LoadMem(asm.R2, asm.R2, 2, asm.Half),
+		asm.StoreMem(asm.RFP, port, asm.R2, asm.Half),
+	}
+	p = append(p, lookup(own, key)...)
+	return append(p, asm.JNE.Imm(asm.R0, 0, "take"), asm.Ja.Label("pass"))
 }
 
 // ip6 judges an IPv6 packet behind d tags.
@@ -193,12 +248,22 @@ func (m *maps) ip6(d int) asm.Instructions {
 		asm.JLT.Imm(asm.R2, 133, look),   // router solicitation
 		asm.JLE.Imm(asm.R2, 137, "pass"), // redirect
 		asm.LoadMem(asm.R2, asm.R7, off+24, asm.DWord).WithSymbol(look),
-		asm.StoreMem(asm.RFP, -16, asm.R2, asm.DWord),
+		asm.StoreMem(asm.RFP, -24, asm.R2, asm.DWord),
 		asm.LoadMem(asm.R2, asm.R7, off+32, asm.DWord),
-		asm.StoreMem(asm.RFP, -8, asm.R2, asm.DWord),
+		asm.StoreMem(asm.RFP, -16, asm.R2, asm.DWord),
 	}
-	p = append(p, lookup(m.v6, -16)...)
-	return append(p, asm.JNE.Imm(asm.R0, 0, "pass"), asm.Ja.Label("take"))
+	p = append(p, lookup(m.v6, -24)...)
+	p = append(p,
+		asm.JEq.Imm(asm.R0, 0, "take"),
+		asm.LoadMem(asm.R2, asm.R7, off+6, asm.Byte),
+		asm.StoreMem(asm.RFP, -8, asm.R2, asm.DWord)) // protocol and zeros
+	p = append(p, lookup(m.own6, -24)...)
+	p = append(p,
+		asm.JNE.Imm(asm.R0, 0, "take"),
+		asm.LoadMem(asm.R3, asm.R7, off+6, asm.Byte),
+		asm.Mov.Reg(asm.R2, asm.R7),
+		asm.Add.Imm(asm.R2, int32(off)+40))
+	return append(p, m.ports(m.own6, -24, -6, label("port6", d))...)
 }
 
 // lookup finds the key at that offset of the stack; R0 is 0 where there is none.

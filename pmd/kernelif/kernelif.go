@@ -12,7 +12,8 @@ import (
 	"github.com/agext/levenshtein"
 
 	"millrace/pmd"
-	_ "millrace/pmd/afxdp" // a driver to choose
+	_ "millrace/pmd/afpacket" // to choose from
+	_ "millrace/pmd/afxdp"
 )
 
 // order is the drivers to try, the fastest first.
@@ -48,7 +49,7 @@ func Open(c pmd.Config) (pmd.Port, error) {
 				if len(tried) == 0 {
 					return p, nil
 				}
-				return &port{p, tried}, nil
+				return with(p, tried), nil
 			}
 		}
 		errs = append(errs, err)
@@ -57,7 +58,14 @@ func Open(c pmd.Config) (pmd.Port, error) {
 	return nil, fmt.Errorf("kernelif: no driver works for %s: %w", c.Name, errors.Join(errs...))
 }
 
-// port adds to a port's Why what was tried before it.
+// with adds to a port's Why what was tried before it.
+func with(p pmd.Port, tried []string) pmd.Port {
+	if f, ok := p.(filter); ok {
+		return &filterPort{port{p, tried}, f}
+	}
+	return &port{p, tried}
+}
+
 type port struct {
 	pmd.Port
 	tried []string
@@ -67,6 +75,17 @@ func (p *port) Why() []string { return append(slices.Clone(p.tried), p.Port.Why(
 
 // Unwrap is the driver's own port.
 func (p *port) Unwrap() pmd.Port { return p.Port }
+
+// filter is what ports offer that leave the host's packets to the kernel.
+type filter interface {
+	pmd.LocalFilter
+	SetTypes(types []uint16) error
+}
+
+type filterPort struct {
+	port
+	filter
+}
 
 // Exists is an error that names the nearest interfaces where there is none of that name.
 func Exists(name string) error {
