@@ -17,6 +17,9 @@ type CaptureOptions struct {
 	Count  int  // stop after so many packets; 0 for no limit
 	Snap   int  // bytes of each packet to keep; 0 for all
 	Ports  []string
+	// Direction is "rx" for what ports receive, "tx" for what they send, "" for both. What is sent is
+	// given to Sent.
+	Direction string
 }
 
 // Capture is a hook that writes packets as pcapng: as received, or as dropped.
@@ -88,11 +91,22 @@ func (c *Capture) Close() {
 
 // Begin captures what is received.
 func (c *Capture) Begin(w *graph.Worker, v *graph.Vector, from string) {
-	if c.o.Drops || !c.wants(from) {
+	// Lanes that are filled already: packets that went on after a hold, or were made here.
+	if c.o.Drops || c.o.Direction == "tx" || v.N4+v.N6 > 0 || !c.wants(from) {
 		return
 	}
 	for i := range v.N {
 		c.take(v.Mbuf(uint8(i)), from, "")
+	}
+}
+
+// Sent captures what a worker is about to send by a port: see graph.Worker.OnTx.
+func (c *Capture) Sent(port string, pkts []uint32) {
+	if c.o.Drops || c.o.Direction == "rx" || !c.wants(port) {
+		return
+	}
+	for _, i := range pkts {
+		c.take(packet.At(i), port, "")
 	}
 }
 
