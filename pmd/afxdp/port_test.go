@@ -216,6 +216,44 @@ func TestGone(t *testing.T) {
 	}
 }
 
+// TestChanges: MTU, MAC and link state change while the port runs.
+func TestChanges(t *testing.T) {
+	r := newRig(t, pmd.Config{})
+	defer r.end()
+	comes := func(what string, n int) {
+		t.Helper()
+		f := r.transit(n, n)
+		r.peer.Send(f)
+		if r.recv(3*time.Second, func(b []byte) bool { return bytes.Equal(b, f) }) == nil {
+			t.Errorf("%s: a frame of %d bytes did not come: %+v", what, n, r.Stats())
+		}
+		f = r.outgoing(n, n)
+		r.send(f, 1500)
+		if r.peer.RecvMatch(3*time.Second, func(b []byte) bool { return bytes.Equal(b, f) }) == nil {
+			t.Errorf("%s: a frame of %d bytes was not sent: %+v", what, n, r.Stats())
+		}
+	}
+	comes("at first", 1000)
+	r.a.Run(t, "ip", "link", "set", "a0", "mtu", "4000")
+	r.b.Run(t, "ip", "link", "set", "b0", "mtu", "4000")
+	if c := r.Caps(); c.MaxFrame != 4018 || r.Link().MTU != 4000 {
+		t.Errorf("after the MTU changed: %+v, %+v", c, r.Link())
+	}
+	comes("new MTU", 4014)
+	r.a.Run(t, "ip", "link", "set", "a0", "address", "02:00:00:00:00:42")
+	if m := r.Link().MAC; m != (pmd.MAC{2, 5: 0x42}) {
+		t.Errorf("MAC is %s", m)
+	}
+	comes("new MAC", 1000)
+	r.a.Run(t, "ip", "link", "set", "a0", "down")
+	if l := r.Link(); l.Up || l.Gone {
+		t.Errorf("link is %+v", l)
+	}
+	r.queues[0].Arm()
+	r.a.Run(t, "ip", "link", "set", "a0", "up")
+	comes("down and up", 1000)
+}
+
 func describe(t *testing.T, ns *testnet.NS) string {
 	t.Helper()
 	s := ns.Run(t, "ip", "-d", "link", "show", "a0")

@@ -2,9 +2,18 @@ package kernelif
 
 import (
 	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 
 	"millrace/internal/testnet"
 	"millrace/packet"
@@ -70,6 +79,82 @@ func TestOpen(t *testing.T) {
 	})
 	if pool.Free() != pool.Size() {
 		t.Errorf("%d of %d buffers free", pool.Free(), pool.Size())
+	}
+}
+
+// TestBusy: where another's XDP program keeps afxdp out, afpacket runs and says why.
+func TestBusy(t *testing.T) {
+	a, b := testnet.New(t), testnet.New(t)
+	testnet.Veth(t, a, "lan0", b, "b0")
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{
+		asm.Mov.Imm(asm.R0, 2), asm.Return(),
+	}})
+	if err != nil {
+		t.Skip(err)
+	}
+	defer prog.Close()
+	pool, err := packet.NewPool(t.Name(), 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	var p pmd.Port
+	a.Do(func() {
+		i, err := net.InterfaceByName("lan0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: i.Index})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		if p, err = Open(pmd.Config{Name: "lan0", Pool: pool}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer p.Close()
+	if p.Driver() != "afpacket" {
+		t.Errorf("driver %s", p.Driver())
+	}
+	if why := p.Why(); !strings.Contains(why[0], "another XDP program") {
+		t.Errorf("Why is %q", why)
+	}
+	if f, ok := p.(pmd.LocalFilter); !ok {
+		t.Error("the driver's filter cannot be reached")
+	} else if err := f.SetLocal([]netip.Addr{netip.MustParseAddr("10.0.0.1")}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUnprivileged: without capabilities the error names them. The test runs itself so.
+func TestUnprivileged(t *testing.T) {
+	if os.Getenv("KERNELIF_UNPRIVILEGED") != "" {
+		pool, err := packet.NewPool(t.Name(), 1024)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = Open(pmd.Config{Name: "lan0", Pool: pool})
+		fmt.Printf("supported %t: %v\n", !errors.Is(err, pmd.ErrNotSupported), err)
+		return
+	}
+	a, b := testnet.New(t), testnet.New(t)
+	testnet.Veth(t, a, "lan0", b, "b0")
+	setpriv, err := exec.LookPath("setpriv")
+	if err != nil {
+		t.Skip(err)
+	}
+	cmd := exec.Command(setpriv, "--bounding-set=-all", "--inh-caps=-all", os.Args[0], "-test.run=^TestUnprivileged$")
+	cmd.Env = append(os.Environ(), "KERNELIF_UNPRIVILEGED=1")
+	var out []byte
+	a.Do(func() { out, err = cmd.CombinedOutput() }) // a child is in its parent thread's namespace
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, want := range []string{"supported false", "afxdp: lan0", "afpacket", "CAP_NET_ADMIN", "CAP_BPF", "CAP_NET_RAW"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
 	}
 }
 
