@@ -142,7 +142,7 @@ func TestFull(t *testing.T) {
 		"adjacencies": func(r *rig) { r.adjs.limit = r.adjs.next + 1 },
 		"blocks":      func(r *rig) { r.t4.ids.limit = r.t4.ids.next + 1 },
 		"nodes":       func(r *rig) { r.t6.ids.limit = r.t6.ids.next + 2 },
-		"buckets":     func(r *rig) { r.runs.size = r.runs.next + 16 },
+		"buckets":     func(r *rig) { r.runs.size = r.runs.next }, // one run is free
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
@@ -155,6 +155,7 @@ func TestFull(t *testing.T) {
 				{Prefix: p("30.0.0.0/8"), NextHops: append(via(1), via(2)...), Source: SourceAPI},
 				{Prefix: p("2001:db8::/32"), NextHops: []NextHop{{Via: a("fe80::1"), Iface: 1}}, Source: SourceAPI},
 				{Prefix: p("10.0.0.0/16"), NextHops: []NextHop{{Iface: 1}}, Source: SourceConnected},
+				{Prefix: p("10.0.0.77/32"), NextHops: []NextHop{{Iface: 1}, {Iface: 1, Via: a("fe80::9")}}, Source: SourceConnected},
 				{Prefix: p("40.0.0.0/8"), NextHops: []NextHop{{Via: a("fe80::1"), Iface: 2}}, Source: SourceAPI},
 				{Prefix: p("40.0.0.0/9"), NextHops: []NextHop{{Via: a("fe80::2"), Iface: 2}}, Source: SourceAPI},
 				{Prefix: p("40.0.0.0/30"), NextHops: []NextHop{{Via: a("fe80::3"), Iface: 2}}, Source: SourceAPI},
@@ -211,6 +212,15 @@ func TestFull(t *testing.T) {
 			if name == "adjacencies" {
 				r.tab.Ifaces[1].MTU = 1400
 				check("other MTU", r.SetIface(1, IfaceOptions{}))
+			}
+			if name == "groups" {
+				var all []uint32
+				for g, err := r.groups.get(); err == nil; g, err = r.groups.get() {
+					all = append(all, g)
+				}
+				before.Groups = r.Stats().Groups
+				check("neighbour gone", r.DelNeighbour(1, a("10.0.0.77")))
+				r.groups.put(all...)
 			}
 			if err := r.update(nil, del); err != nil {
 				t.Fatal(err)

@@ -3,6 +3,7 @@ package fib
 import (
 	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -96,12 +97,12 @@ func (r *rig) setNeigh(i uint16, a netip.Addr, m pmd.MAC) error {
 	return err
 }
 
-func (r *rig) delNeigh(i uint16, a netip.Addr) {
-	r.t.Helper()
-	if err := r.DelNeighbour(i, a); err != nil {
-		r.t.Fatal(err)
+func (r *rig) delNeigh(i uint16, a netip.Addr) error {
+	err := r.DelNeighbour(i, a)
+	if err == nil {
+		delete(r.neigh, hopKey{i, a})
 	}
-	delete(r.neigh, hopKey{i, a})
+	return err
 }
 
 // oracle says what should become of packets to an address, in words: by going through
@@ -294,7 +295,17 @@ func edges(p netip.Prefix) []netip.Addr {
 // actor makes random changes in a small world, so that prefixes often nest and meet.
 type actor struct {
 	*rig
-	rnd *rand.Rand
+	rnd  *rand.Rand
+	full int // changes that did not fit, of a rig with small tables; -1 where all must fit
+}
+
+func (x *actor) must(err error) {
+	x.t.Helper()
+	if x.full >= 0 && errors.Is(err, ErrFull) {
+		x.full++
+	} else if err != nil {
+		x.t.Fatal(err)
+	}
 }
 
 func (x *actor) addr() netip.Addr {
@@ -387,9 +398,7 @@ func (x *actor) step() []netip.Addr {
 				look = append(look, edges(r.Prefix)...)
 			}
 		}
-		if err := x.update(add, del); err != nil {
-			x.t.Fatal(err)
-		}
+		x.must(x.update(add, del))
 	case n < 16:
 		a := x.addr()
 		if x.rnd.IntN(2) == 0 {
@@ -398,9 +407,7 @@ func (x *actor) step() []netip.Addr {
 		if a.IsUnspecified() || a.IsMulticast() {
 			break
 		}
-		if err := x.setNeigh(uint16(1+x.rnd.IntN(4)), a, pmd.MAC{2, 0, 0, 0, 0, byte(x.rnd.IntN(4))}); err != nil {
-			x.t.Fatal(err)
-		}
+		x.must(x.setNeigh(uint16(1+x.rnd.IntN(4)), a, pmd.MAC{2, 0, 0, 0, 0, byte(x.rnd.IntN(4))}))
 		look = append(look, a)
 	case n < 18:
 		if len(x.neigh) > 0 {
@@ -408,14 +415,12 @@ func (x *actor) step() []netip.Addr {
 				return cmp.Or(cmp.Compare(a.iface, b.iface), a.addr.Compare(b.addr))
 			})
 			k := keys[x.rnd.IntN(len(keys))]
-			x.delNeigh(k.iface, k.addr)
+			x.must(x.delNeigh(k.iface, k.addr))
 			look = append(look, k.addr)
 		}
 	default:
 		i := uint16(1 + x.rnd.IntN(4))
-		if err := x.iface(i, !x.up[i]); err != nil {
-			x.t.Fatal(err)
-		}
+		x.must(x.iface(i, !x.up[i]))
 	}
 	return look
 }
@@ -446,7 +451,9 @@ func (r *rig) clearAll() {
 		r.t.Fatal(err)
 	}
 	for k := range r.neigh {
-		r.delNeigh(k.iface, k.addr)
+		if err := r.delNeigh(k.iface, k.addr); err != nil {
+			r.t.Fatal(err)
+		}
 	}
 	for i := range r.up {
 		if err := r.DelIface(i); err != nil {
@@ -463,7 +470,7 @@ func TestRandomChanges(t *testing.T) {
 	if testing.Short() {
 		steps = 200
 	}
-	x := &actor{r, rand.New(rand.NewPCG(1, 2))}
+	x := &actor{r, rand.New(rand.NewPCG(1, 2)), -1}
 	for i := range uint16(3) {
 		r.iface(i+1, true)
 	}
@@ -492,13 +499,50 @@ func TestRandomChanges(t *testing.T) {
 	r.empty(fresh)
 }
 
+// shrink leaves little room in all tables.
+func (r *rig) shrink() {
+	r.groups.limit = r.groups.next + 24
+	r.adjs.limit = r.adjs.next + 10
+	r.t4.ids.limit = r.t4.ids.next + 5
+	r.t6.ids.limit = r.t6.ids.next + 40
+	r.runs.size = r.runs.next + 96
+}
+
+// TestRandomChangesInSmallTables: what does not fit leaves everything as the model has it.
+func TestRandomChangesInSmallTables(t *testing.T) {
+	r := newRig(t)
+	fresh := r.Stats()
+	r.shrink()
+	x := &actor{r, rand.New(rand.NewPCG(9, 9)), 0}
+	for range 1000 {
+		look := x.step()
+		for range 10 {
+			look = append(look, x.addr())
+		}
+		r.same(look)
+		if len(r.routes) > 60 {
+			r.clearAll()
+			r.empty(fresh)
+		}
+	}
+	if x.full < 50 {
+		t.Errorf("only %d changes did not fit", x.full)
+	}
+	r.clearAll()
+	r.empty(fresh)
+}
+
 func FuzzChanges(f *testing.F) {
 	f.Add(uint64(1), uint64(1), uint8(60))
 	f.Add(uint64(7), uint64(3), uint8(255))
 	f.Fuzz(func(t *testing.T, a, b uint64, steps uint8) {
 		r := newRig(t)
 		fresh := r.Stats()
-		x := &actor{r, rand.New(rand.NewPCG(a, b))}
+		x := &actor{r, rand.New(rand.NewPCG(a, b)), -1}
+		if a&1 != 0 {
+			x.full = 0
+			r.shrink()
+		}
 		for range steps {
 			r.same(append(x.step(), x.addr(), x.addr(), x.addr()))
 		}

@@ -282,7 +282,8 @@ func (f *FIB) SetNeighbour(iface uint16, addr netip.Addr, mac pmd.MAC) error {
 }
 
 // DelNeighbour says that addr can no longer be reached at its Ethernet address; one that is
-// not known is ignored.
+// not known is ignored. It may fail where the route that the address falls back to has no group
+// yet and there is none left.
 func (f *FIB) DelNeighbour(iface uint16, addr netip.Addr) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -290,9 +291,17 @@ func (f *FIB) DelNeighbour(iface uint16, addr netip.Addr) error {
 	if h == nil || !h.known {
 		return nil
 	}
+	h.known = false
 	f.nearby(h, -1)
+	if err := f.settle(func() {
+		h.known = true
+		f.nearby(h, 1)
+	}); err != nil {
+		return err
+	}
 	f.lose(h)
-	return f.settle(func() { panic("fib: no room to take out a neighbour") })
+	f.sweep()
+	return nil
 }
 
 // lose makes a neighbour unknown.
