@@ -92,12 +92,21 @@ func ExitCode(err error) int {
 
 // Main runs the command line of the process and returns its exit code.
 func Main(o Options) int {
-	root := New(o)
-	err := root.Execute()
-	if err != nil && err.Error() != "" {
-		fmt.Fprintf(os.Stderr, "millrace: %v\n", err)
-	}
+	err := New(o).Execute()
+	printError(os.Stderr, err)
 	return ExitCode(err)
+}
+
+// printError prints an error as compilers do: mistakes in files begin with the file.
+func printError(w io.Writer, err error) {
+	var cfg config.Errors
+	switch {
+	case err == nil || err.Error() == "":
+	case errors.As(err, &cfg) && err.Error() == cfg.Error():
+		fmt.Fprintln(w, cfg)
+	default:
+		fmt.Fprintf(w, "millrace: %v\n", err)
+	}
 }
 
 type app struct {

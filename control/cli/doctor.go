@@ -170,7 +170,6 @@ var neededCaps = []struct {
 	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "interfaces and routes"},
 	{unix.CAP_NET_RAW, "CAP_NET_RAW", "packet sockets"},
 	{unix.CAP_BPF, "CAP_BPF", "XDP programs"},
-	{unix.CAP_IPC_LOCK, "CAP_IPC_LOCK", "locked memory"},
 }
 
 func (m *machine) rights() check {
@@ -213,7 +212,7 @@ func (m *machine) lockable() check {
 	case m.memlock >= want:
 		return check{"locked memory", checkOK, fmt.Sprintf("%d MiB", m.memlock>>20), ""}
 	}
-	return check{"locked memory", checkFail, fmt.Sprintf("limit %d KiB is too little for packet buffers", m.memlock>>10), "ulimit -l unlimited; for a service LimitMEMLOCK=infinity"}
+	return check{"locked memory", checkFail, fmt.Sprintf("limit %d KiB is too little for packet buffers", m.memlock>>10), "ulimit -l unlimited; for a service LimitMEMLOCK=infinity; or the capability CAP_IPC_LOCK"}
 }
 
 func (m *machine) processor() check {

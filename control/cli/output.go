@@ -75,8 +75,13 @@ func appendValue(b []byte, f protoreflect.FieldDescriptor, v protoreflect.Value)
 }
 
 func appendString(b []byte, s string) []byte {
-	q, _ := json.Marshal(s) // strings cannot fail
-	return append(b, q...)
+	var q bytes.Buffer
+	e := json.NewEncoder(&q)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(s); err != nil {
+		panic("cli: " + err.Error()) // a string cannot fail
+	}
+	return append(b, bytes.TrimSuffix(q.Bytes(), []byte("\n"))...)
 }
 
 // table lays out columns. A column whose heading starts with ">" is aligned to the right.

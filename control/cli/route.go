@@ -13,11 +13,14 @@ import (
 
 var routeTypes = []string{"unicast", "blackhole", "unreachable", "prohibit"}
 
-// parseRoute reads a route in the words of `ip route`. complete asks for a way to go.
+// parseRoute reads a route in the words of `ip route`. A complete one has a type and a
+// way to go; otherwise what is not said stays empty.
 func parseRoute(words []string, complete bool) (*v1.Route, error) {
-	r := &v1.Route{Type: "unicast"}
+	r := &v1.Route{}
 	if len(words) > 0 && slices.Contains(routeTypes, words[0]) {
 		r.Type, words = words[0], words[1:]
+	} else if complete {
+		r.Type = "unicast"
 	}
 	if len(words) == 0 {
 		return nil, errors.New("a prefix is missing, such as 198.51.100.0/24")
@@ -91,7 +94,7 @@ func parseRoute(words []string, complete bool) (*v1.Route, error) {
 		}
 	}
 	switch {
-	case r.Type != "unicast" && len(r.NextHops) > 0:
+	case r.Type != "" && r.Type != "unicast" && len(r.NextHops) > 0:
 		return nil, fmt.Errorf("a route of type %s drops packets: it has neither via nor dev", r.Type)
 	case r.Type == "unicast" && len(r.NextHops) == 0 && complete:
 		return nil, fmt.Errorf("where to? Write `%s via ADDRESS` or `%s dev NAME`", to, to)

@@ -88,7 +88,11 @@ func loadFor(file string, names []string) (*config.Config, error) {
 	case file != "":
 		return config.Load(file)
 	case len(names) != 0:
-		return config.FromInterfaces(names)
+		cfg, err := config.FromInterfaces(names)
+		if err != nil {
+			return nil, usage("%w", err)
+		}
+		return cfg, nil
 	}
 	cfg, err := config.Load(config.DefaultPath)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -195,7 +199,7 @@ func reload(ctx context.Context, r Router, file string, log *zap.Logger) {
 	defer notify(log, "READY=1")
 	text, err := os.ReadFile(file)
 	if err != nil {
-		log.Error("reload: there is no file to read again", zap.Error(err))
+		log.Error("reload: configuration unchanged, no file to read", zap.Error(err))
 		return
 	}
 	res, err := r.ApplyConfig(ctx, &v1.ApplyConfigRequest{Yaml: string(text), Path: file})

@@ -68,7 +68,7 @@ of them. Only the packets traced pay for it.
 
 func printTrace(w io.Writer, p *v1.TracedPacket) error {
 	b := bufio.NewWriter(w)
-	fmt.Fprintf(b, "%s  %s, %d bytes, worker %d: %s\n", time.Unix(0, p.TimeUnixNs).UTC().Format("15:04:05.000000"), p.From, p.Length, p.Worker, p.Summary)
+	fmt.Fprintf(b, "%s  %s, %d bytes, worker %d: %s\n", time.Unix(0, p.TimeUnixNs).Format("15:04:05.000000"), p.From, p.Length, p.Worker, p.Summary)
 	width := 0
 	for _, l := range p.Lines {
 		width = max(width, len(l.Stage))
