@@ -4,12 +4,21 @@ package main
 import (
 	"os"
 
+	"go.uber.org/zap"
+
 	"millrace/control/cli"
+	"millrace/control/config"
+	"millrace/control/router"
 )
 
 // version is set by the linker: -ldflags "-X main.version=v1.2.3".
 var version = "devel"
 
 func main() {
-	os.Exit(cli.Main(cli.Options{Version: version}))
+	os.Exit(cli.Main(cli.Options{
+		Version: version,
+		NewRouter: func(cfg *config.Config, log *zap.Logger, level zap.AtomicLevel) (cli.Router, error) {
+			return router.New(cfg, router.Options{Log: log, Level: level, Version: version})
+		},
+	}))
 }

@@ -169,7 +169,7 @@ func (f *Follower) Replay() {
 
 func (f *Follower) tellAll() {
 	f.flush()
-	for _, l := range f.links {
+	for _, l := range byIndex(f.links) {
 		f.sink.LinkChanged(l)
 	}
 	for _, a := range f.addrs {

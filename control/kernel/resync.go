@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -79,7 +80,7 @@ func (f *Follower) dumpLinks() error {
 			f.delLink(i)
 		}
 	}
-	for _, l := range links {
+	for _, l := range byIndex(links) {
 		f.setLink(l)
 	}
 	known := map[addrKey]bool{}
@@ -156,4 +157,9 @@ func (f *Follower) dumpRoutes() error {
 		}
 	}
 	return nil
+}
+
+// byIndex puts links in order: a VLAN comes after what it is on.
+func byIndex(links map[int]Link) []Link {
+	return slices.SortedFunc(maps.Values(links), func(a, b Link) int { return a.Index - b.Index })
 }

@@ -31,8 +31,10 @@ type Capture struct {
 	queue  chan frame
 	left   atomic.Int64
 	Missed atomic.Uint64
-	once   sync.Once
-	done   chan struct{}
+	// Written counts the packets in the file so far.
+	Written atomic.Uint64
+	once    sync.Once
+	done    chan struct{}
 }
 
 type frame struct {
@@ -70,6 +72,8 @@ func NewCapture(o CaptureOptions, out io.Writer) (*Capture, error) {
 			if err := w.write(f); err != nil {
 				failed = true
 				c.left.Store(0)
+			} else {
+				c.Written.Add(1)
 			}
 			if len(c.queue) == 0 {
 				w.flush()

@@ -1,0 +1,365 @@
+package router
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"millrace/control/kernel"
+	"millrace/fib"
+	"millrace/pipeline/graph"
+	"millrace/pmd"
+)
+
+// sink takes what the kernel has. Its methods run on the follower's goroutine.
+type sink struct{ *Router }
+
+func (r sink) LinkChanged(l kernel.Link) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.known[l.Index] = l
+	i := r.byIndex[l.Index]
+	if i == nil {
+		i = r.adopt(l)
+	}
+	if i == nil || i.port.dev == nil {
+		r.wake() // the device of a port may have come back
+		return
+	}
+	i.port.link = i.port.dev.Link()
+	r.refresh(i.port)
+}
+
+// adopt finds what a link of the kernel is to us: a port's device that came back, or a VLAN of a
+// port; nil for neither.
+func (r *Router) adopt(l kernel.Link) *iface {
+	for _, p := range r.ports {
+		if p.host == "kernel" && p.cfg.Name == l.Name {
+			r.bind(p.main, l.Index) // before its routes come
+			return p.main
+		}
+	}
+	if l.VLAN == 0 {
+		return nil
+	}
+	parent := r.byIndex[l.Parent]
+	outer, inner := l.VLAN, uint16(0)
+	if parent == nil { // a VLAN in a VLAN?
+		s, ok := r.known[l.Parent]
+		if !ok || s.VLAN == 0 || r.byIndex[s.Parent] == nil {
+			return nil
+		}
+		parent, outer, inner = r.byIndex[s.Parent], s.VLAN, l.VLAN
+		if s.VLANProto != unix.ETH_P_8021AD || l.VLANProto != unix.ETH_P_8021Q {
+			r.log.Warn("a double-tagged interface must be 802.1Q in 802.1ad to be forwarded to", zap.String("interface", l.Name))
+			return nil
+		}
+	} else if l.VLANProto == unix.ETH_P_8021AD {
+		return nil // the outer tag of others
+	}
+	p := parent.port
+	if parent != p.main || p.dev == nil {
+		return nil
+	}
+	for _, i := range p.subs {
+		if i.outer == outer && i.inner == inner {
+			r.bind(i, l.Index)
+			return i
+		}
+	}
+	i := r.addVlan(p, l.Name, outer, inner)
+	if i != nil {
+		r.bind(i, l.Index)
+		r.log.Info("VLAN interface", zap.String("interface", l.Name), zap.String("port", p.cfg.Name), zap.Uint16("vlan", outer), zap.Uint16("inner", inner))
+	}
+	return i
+}
+
+func (r sink) LinkRemoved(l kernel.Link) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.known, l.Index)
+	delete(r.foreign, l.Index)
+	i := r.byIndex[l.Index]
+	if i == nil {
+		return
+	}
+	if i == i.port.main {
+		r.bind(i, 0)
+		r.wake() // closes the port
+		return
+	}
+	i.made = false
+	r.note(r.dropVlan(i, false))
+}
+
+func (r sink) AddrAdded(a kernel.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !slices.Contains(r.addrs, a) { // a replay brings what is known
+		r.addrs = append(r.addrs, a)
+	}
+	r.publishAddrs()
+	r.syncStatic()
+}
+
+func (r sink) AddrRemoved(a kernel.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.addrs = slices.DeleteFunc(r.addrs, func(o kernel.Addr) bool { return o == a })
+	r.publishAddrs()
+	r.syncStatic()
+}
+
+// publishAddrs tells everybody the router's own addresses.
+func (r *Router) publishAddrs() {
+	t := &graph.Addresses{By: map[uint16][]netip.Prefix{}, Is: map[netip.Addr]uint16{}}
+	add := func(id uint16, p netip.Prefix) {
+		if id != 0 && !slices.Contains(t.By[id], p) {
+			t.By[id] = append(t.By[id], p)
+		}
+		if _, there := t.Is[p.Addr()]; !there || id != 0 {
+			t.Is[p.Addr()] = id
+		}
+	}
+	for _, a := range r.addrs {
+		id := uint16(0)
+		if i := r.byIndex[a.Index]; i != nil {
+			id = i.id
+		}
+		if !a.Prefix.Addr().IsLoopback() {
+			add(id, a.Prefix)
+		}
+	}
+	for _, i := range r.ifaces {
+		if i.port.host == "builtin" && i.port.dev != nil {
+			for _, a := range i.conf {
+				add(i.id, a)
+			}
+			add(i.id, linkLocal(i.port.link.MAC))
+		}
+	}
+	r.tables.Addrs.Store(t)
+	for _, p := range r.ports {
+		if p.dev != nil {
+			r.setLocal(p.dev)
+		}
+	}
+}
+
+// setLocal tells a port which packets to leave to the kernel.
+func (r *Router) setLocal(dev pmd.Port) {
+	f, ok := dev.(pmd.LocalFilter)
+	for !ok {
+		w, wraps := dev.(interface{ Unwrap() pmd.Port })
+		if !wraps {
+			return
+		}
+		dev = w.Unwrap()
+		f, ok = dev.(pmd.LocalFilter)
+	}
+	if r.follower == nil || !r.synced {
+		return // the driver has read them itself when it opened
+	}
+	var all []netip.Addr
+	for _, a := range r.addrs {
+		if x := a.Prefix.Addr(); !slices.Contains(all, x) {
+			all = append(all, x)
+		}
+	}
+	if err := f.SetLocal(all); err != nil {
+		r.log.Error("addresses that stay with the kernel", zap.String("port", dev.Name()), zap.Error(err))
+	}
+}
+
+// linkLocal is the address that an interface has by itself (RFC 4291 2.5.1).
+func linkLocal(m pmd.MAC) netip.Prefix {
+	a := [16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]}
+	return netip.PrefixFrom(netip.AddrFrom16(a), 64)
+}
+
+func (r sink) NeighChanged(n kernel.Neigh) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := r.byIndex[n.Index]
+	if i == nil || n.MAC == (pmd.MAC{}) {
+		return
+	}
+	k := neighKey{i.id, n.Addr}
+	r.neighs[k] = n
+	if _, fixed := r.pinned[k]; !fixed {
+		r.note(r.fib.SetNeighbour(i.id, n.Addr, n.MAC))
+	}
+}
+
+func (r sink) NeighRemoved(n kernel.Neigh) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := r.byIndex[n.Index]
+	if i == nil {
+		return
+	}
+	k := neighKey{i.id, n.Addr}
+	delete(r.neighs, k)
+	if _, fixed := r.pinned[k]; !fixed {
+		r.note(r.fib.DelNeighbour(i.id, n.Addr))
+	}
+}
+
+// keepAlive has the kernel check neighbours that it does not itself send to.
+func (r *Router) keepAlive(n kernel.Neigh) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.byIndex[n.Index] != nil
+}
+
+func (r sink) RouteBatch(set []kernel.Route, del []kernel.RouteKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	add := make([]fib.Route, 0, len(set))
+	gone := make([]fib.Key, 0, len(del))
+	for _, k := range del {
+		key := keyOf(k)
+		gone = append(gone, key)
+		r.setOrigin(key, nil)
+	}
+	for i := range set {
+		key := keyOf(set[i].RouteKey)
+		x, ok := r.translate(&set[i])
+		if !ok {
+			gone = append(gone, key)
+			r.setOrigin(key, nil)
+			continue
+		}
+		add = append(add, x)
+		r.setOrigin(key, &origin{set[i].Protocol, set[i].Table})
+	}
+	r.update(add, gone)
+}
+
+// setOrigin remembers or forgets a route of the kernel, and counts them.
+func (r *Router) setOrigin(k fib.Key, o *origin) {
+	n := &r.count6
+	if k.Prefix.Addr().Is4() {
+		n = &r.count4
+	}
+	if _, there := r.origin[k]; there {
+		*n--
+	}
+	delete(r.origin, k)
+	if o != nil {
+		r.origin[k] = *o
+		*n++
+	}
+}
+
+func (r sink) Synced() {
+	r.mu.Lock()
+	first := !r.synced
+	r.synced = true
+	if first {
+		r.publishAddrs()
+	}
+	r.mu.Unlock()
+	if first {
+		r.wake()
+	}
+}
+
+// update changes the FIB; what does not fit is left out and told.
+func (r *Router) update(add []fib.Route, del []fib.Key) {
+	if len(add)+len(del) == 0 {
+		return
+	}
+	if r.fib.Update(add, del) == nil {
+		return
+	}
+	r.note(r.fib.Update(nil, del))
+	for i := range add {
+		r.note(r.fib.Update(add[i:i+1], nil))
+	}
+}
+
+// note remembers an error of the FIB for `show status`, and logs the first of its kind.
+func (r *Router) note(err error) {
+	if err == nil {
+		return
+	}
+	if r.fibErr == "" {
+		r.log.Error("forwarding table", zap.Error(err))
+	}
+	r.fibErr = err.Error()
+}
+
+// keyOf is the FIB's key of a kernel's route. The local table comes before all else, as
+// in the kernel.
+func keyOf(k kernel.RouteKey) fib.Key {
+	src := fib.SourceKernel
+	if k.Table == kernel.TableLocal {
+		src = fib.SourceConnected
+	}
+	return fib.Key{Prefix: k.Dst, Source: src, Metric: k.Metric}
+}
+
+var kernelTypes = map[kernel.RouteType]fib.RouteType{
+	kernel.Local: fib.Local, kernel.Anycast: fib.Local, kernel.Broadcast: fib.Broadcast, kernel.Multicast: fib.Multicast,
+	kernel.Blackhole: fib.Blackhole, kernel.Unreachable: fib.Unreachable, kernel.Prohibit: fib.Prohibit, kernel.Throw: fib.Unreachable,
+}
+
+// translate makes the FIB's route of the kernel's; ok is false for one that is not to be used.
+//
+// A route by links that are not ours, or with an encapsulation, becomes unreachable: its packets must not take a less specific
+// route, and the sender should know.
+func (r *Router) translate(k *kernel.Route) (x fib.Route, ok bool) {
+	key := keyOf(k.RouteKey)
+	x = fib.Route{Prefix: key.Prefix, Source: key.Source, Metric: key.Metric}
+	if t, special := kernelTypes[k.Type]; special {
+		x.Type = t
+		return x, r.cfg.Kernel.Follow || key.Source == fib.SourceConnected
+	}
+	if !r.cfg.Kernel.Follow && (k.Protocol != unix.RTPROT_KERNEL || len(k.Hops) != 1 || k.Hops[0].Via.IsValid()) {
+		return x, false
+	}
+	dead := false
+	for _, h := range k.Hops {
+		i := r.byIndex[h.Index]
+		switch {
+		case h.Dead:
+			dead = true
+		case i == nil || h.Encap:
+			r.tellForeign(h, k.Dst)
+		default:
+			x.NextHops = append(x.NextHops, fib.NextHop{Via: h.Via, Iface: i.id, Weight: h.Weight})
+		}
+	}
+	if len(x.NextHops) != 0 {
+		return x, true
+	}
+	x.Type = fib.Unreachable
+	return x, !dead
+}
+
+// tellForeign logs once for each link that routes lead to and that Millrace does not have.
+func (r *Router) tellForeign(h kernel.NextHop, dst netip.Prefix) {
+	l := r.known[h.Index]
+	if r.foreign[h.Index] || l.Type == unix.ARPHRD_LOOPBACK {
+		return
+	}
+	r.foreign[h.Index] = true
+	why := "not a port of Millrace"
+	if h.Encap {
+		why = "the next hop encapsulates, which is not supported"
+	}
+	r.log.Warn("routes by this interface are unreachable for forwarded packets",
+		zap.String("interface", cmpOr(l.Name, fmt.Sprint(h.Index))), zap.String("why", why), zap.Stringer("such as", dst))
+}
+
+func cmpOr(s, t string) string {
+	if s == "" {
+		return t
+	}
+	return s
+}

@@ -1,0 +1,164 @@
+package router
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+
+	"millrace/control/config"
+	"millrace/fib"
+	"millrace/pmd"
+)
+
+// syncStatic brings what comes from the configuration and the API into the FIB: routes,
+// neighbours, and the connected networks of ports with the built-in host. It is called after every
+// change that may lead a gateway to another interface.
+func (r *Router) syncStatic() {
+	want := map[fib.Key]fib.Route{}
+	r.waiting = nil
+	r.connected(want)
+	add := func(c *config.Route, src fib.Source) {
+		x, err := r.resolve(c, src)
+		if err != nil {
+			r.waiting = append(r.waiting, fmt.Sprintf("route to %s: %v", c.To, err))
+		}
+		if len(x.NextHops) != 0 || x.Type != fib.Unicast {
+			want[x.Key()] = x
+		}
+	}
+	for i := range r.cfg.Routes {
+		add(&r.cfg.Routes[i], fib.SourceConfig)
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(r.apiRoutes), func(a, b fib.Key) int { return strings.Compare(a.Prefix.String(), b.Prefix.String()) }) {
+		c := r.apiRoutes[k]
+		add(&c, fib.SourceAPI)
+	}
+	var set []fib.Route
+	var del []fib.Key
+	for k, x := range want {
+		if old, ok := r.static[k]; !ok || !reflect.DeepEqual(old, x) {
+			set = append(set, x)
+		}
+	}
+	for k := range r.static {
+		if _, ok := want[k]; !ok {
+			del = append(del, k)
+		}
+	}
+	r.static = want
+	r.update(set, del)
+	r.syncPinned()
+}
+
+// connected adds the networks and addresses of ports that no kernel sees.
+func (r *Router) connected(want map[fib.Key]fib.Route) {
+	for _, i := range r.ifaces {
+		if i.port.host != "builtin" || i.port.dev == nil {
+			continue
+		}
+		for _, a := range append(slices.Clone(i.conf), linkLocal(i.port.link.MAC)) {
+			x := fib.Route{Prefix: netip.PrefixFrom(a.Addr(), a.Addr().BitLen()), Type: fib.Local, Source: fib.SourceConnected}
+			want[x.Key()] = x
+			if a.Bits() < a.Addr().BitLen() && !a.Addr().IsLinkLocalUnicast() {
+				n := fib.Route{Prefix: a.Masked(), Source: fib.SourceConnected, NextHops: []fib.NextHop{{Iface: i.id}}}
+				want[n.Key()] = n
+			}
+		}
+	}
+}
+
+// syncConnected is syncStatic for one interface whose addresses changed.
+func (r *Router) syncConnected() error {
+	r.syncStatic()
+	return nil
+}
+
+var configTypes = map[string]fib.RouteType{"": fib.Unicast, "unicast": fib.Unicast, "blackhole": fib.Blackhole,
+	"unreachable": fib.Unreachable, "prohibit": fib.Prohibit}
+
+// resolve makes the FIB's route of a static one: it finds the interface of each gateway. With an error, the
+// route has the next hops that were found.
+func (r *Router) resolve(c *config.Route, src fib.Source) (fib.Route, error) {
+	x := fib.Route{Prefix: c.To.Masked(), Type: configTypes[c.Type], Source: src, Metric: c.Metric}
+	if x.Type != fib.Unicast {
+		return x, nil
+	}
+	hops := c.Via
+	if len(hops) == 0 {
+		hops = []config.NextHop{{Dev: c.Dev, Weight: 1}}
+	}
+	var missing []string
+	for _, h := range hops {
+		dev := cmpOr(h.Dev, c.Dev)
+		var i *iface
+		if dev != "" {
+			i = r.named(dev)
+		} else {
+			i = r.toward(h.Addr)
+		}
+		switch {
+		case i == nil && dev != "":
+			missing = append(missing, fmt.Sprintf("there is no interface %s", dev))
+		case i == nil:
+			missing = append(missing, fmt.Sprintf("gateway %s is in no network of a port", h.Addr))
+		default:
+			x.NextHops = append(x.NextHops, fib.NextHop{Via: h.Addr, Iface: i.id, Weight: h.Weight})
+		}
+	}
+	if missing != nil {
+		return x, fmt.Errorf("%s", strings.Join(missing, "; "))
+	}
+	return x, nil
+}
+
+func (r *Router) named(name string) *iface {
+	for _, i := range r.ifaces {
+		if i.name == name {
+			return i
+		}
+	}
+	return nil
+}
+
+// toward is the interface with the longest network that has the address; of equal ones the first.
+func (r *Router) toward(a netip.Addr) *iface {
+	var best *iface
+	bits := -1
+	for id, ps := range r.tables.Addrs.Load().By {
+		for _, p := range ps {
+			if p.Masked().Contains(a) && !p.Addr().IsLinkLocalUnicast() && (p.Bits() > bits || p.Bits() == bits && id < best.id) {
+				if i := r.ifaces[id]; i != nil {
+					best, bits = i, p.Bits()
+				}
+			}
+		}
+	}
+	return best
+}
+
+// syncPinned brings the configuration's neighbours into the FIB.
+func (r *Router) syncPinned() {
+	want := map[neighKey]pmd.MAC{}
+	for _, n := range r.cfg.Neighbours {
+		if i := r.named(n.Port); i != nil {
+			want[neighKey{i.id, n.Address}] = pmd.MAC(n.MAC)
+		}
+	}
+	for k := range r.pinned {
+		if _, ok := want[k]; ok {
+			continue
+		}
+		if n, ok := r.neighs[k]; ok {
+			r.note(r.fib.SetNeighbour(k.iface, k.addr, n.MAC))
+		} else {
+			r.note(r.fib.DelNeighbour(k.iface, k.addr))
+		}
+	}
+	for k, m := range want {
+		r.note(r.fib.SetNeighbour(k.iface, k.addr, m))
+	}
+	r.pinned = want
+}
