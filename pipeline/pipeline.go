@@ -384,48 +384,52 @@ func (p *Pipeline) pause(f func()) {
 }
 
 // Account counts every packet and buffer, with the workers halted for some microseconds.
-func (p *Pipeline) Account() Account {
-	a := Account{Held: map[string]int{}}
+func (p *Pipeline) Account() (a Account) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.pause(func() { a = p.account() })
+	return a
+}
+
+// account is Account while no worker runs.
+func (p *Pipeline) account() Account {
+	a := Account{Held: map[string]int{}}
 	infos := graph.Reasons()
-	p.pause(func() {
-		pool := PoolAccount{Name: p.opt.Pool.Name(), Size: p.opt.Pool.Size(), Ports: map[string]int{}}
-		for _, w := range p.workers {
-			a.Received += w.C.Received
-			a.FromHost += w.C.FromHost
-			a.Created += w.C.Created
-			a.Sent += w.C.Sent
-			a.ToHost += w.C.ToHost
-			for r := range infos {
-				if infos[r].Kind == graph.Drop {
-					a.Dropped += w.C.Exit[r]
-				}
-			}
-			for _, s := range w.refill {
-				if n := s.Held(); n != 0 {
-					a.Held[s.name] += n
-				}
-			}
-			for _, in := range w.inputs {
-				n := in.q.Held()
-				if _, ok := in.q.(*handoff); ok {
-					a.Held["handoff"] += n
-				} else {
-					pool.Ports[in.name] += n
-				}
+	pool := PoolAccount{Name: p.opt.Pool.Name(), Size: p.opt.Pool.Size(), Ports: map[string]int{}}
+	for _, w := range p.workers {
+		a.Received += w.C.Received
+		a.FromHost += w.C.FromHost
+		a.Created += w.C.Created
+		a.Sent += w.C.Sent
+		a.ToHost += w.C.ToHost
+		for r := range infos {
+			if infos[r].Kind == graph.Drop {
+				a.Dropped += w.C.Exit[r]
 			}
 		}
-		pool.Free = p.opt.Pool.Free()
-		pool.Lost = pool.Size - pool.Free
-		for _, n := range pool.Ports {
-			pool.Lost -= n
+		for _, s := range w.refill {
+			if n := s.Held(); n != 0 {
+				a.Held[s.name] += n
+			}
 		}
-		for _, n := range a.Held {
-			pool.Lost -= n
+		for _, in := range w.inputs {
+			n := in.q.Held()
+			if _, ok := in.q.(*handoff); ok {
+				a.Held["handoff"] += n
+			} else {
+				pool.Ports[in.name] += n
+			}
 		}
-		a.Pools = []PoolAccount{pool}
-	})
+	}
+	pool.Free = p.opt.Pool.Free()
+	pool.Lost = pool.Size - pool.Free
+	for _, n := range pool.Ports {
+		pool.Lost -= n
+	}
+	for _, n := range a.Held {
+		pool.Lost -= n
+	}
+	a.Pools = []PoolAccount{pool}
 	return a
 }
 

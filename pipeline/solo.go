@@ -50,6 +50,9 @@ func (s *Solo) Round() int {
 	return int(s.C.Received - before)
 }
 
+// Account counts every packet and buffer.
+func (s *Solo) Account() Account { return s.p.account() }
+
 // SetBurst changes the largest vector.
 func (s *Solo) SetBurst(n int) { s.size = n }
 

@@ -85,25 +85,29 @@ func (a *Addresses) Source4(iface uint16) netip.Addr { return a.source(iface, ne
 func (a *Addresses) Source6(iface uint16) netip.Addr { return a.source(iface, netip.Addr.Is6) }
 
 func (a *Addresses) source(iface uint16, family func(netip.Addr) bool) netip.Addr {
-	best := netip.Addr{}
-	pick := func(ps []netip.Prefix) bool {
-		for _, p := range ps {
-			if ad := p.Addr(); family(ad) && !ad.IsLinkLocalUnicast() && !ad.IsLoopback() {
-				best = ad
-				return true
-			}
-		}
-		return false
-	}
-	if pick(a.By[iface]) {
+	if best, ok := global(a.By[iface], family); ok {
 		return best
 	}
-	for i := uint16(1); i < MaxIfaces; i++ {
-		if ps, ok := a.By[i]; ok && pick(ps) {
-			break
+	// Few interfaces have addresses where this one has none.
+	best, lowest := netip.Addr{}, uint16(MaxIfaces)
+	for i, ps := range a.By {
+		if i < lowest {
+			if ad, ok := global(ps, family); ok {
+				best, lowest = ad, i
+			}
 		}
 	}
 	return best
+}
+
+// global is the first address of a family that means something beyond its link.
+func global(ps []netip.Prefix, family func(netip.Addr) bool) (netip.Addr, bool) {
+	for _, p := range ps {
+		if ad := p.Addr(); family(ad) && !ad.IsLinkLocalUnicast() && !ad.IsLoopback() {
+			return ad, true
+		}
+	}
+	return netip.Addr{}, false
 }
 
 // Tables is the state that all workers read and only the control side writes:
