@@ -26,6 +26,9 @@ func Redirector(w *graph.Worker) func(v *graph.Vector, i uint8) {
 		if s == nil || hops == nil || v.In[i] == 0 || w.Tables.Adjs[v.Adj[i]].Iface != v.In[i] {
 			return
 		}
+		if w.Tables.Groups[v.NH[i]&(graph.MaxGroups-1)].Mask != 0 {
+			return // one of several ways: the sender would take only this one
+		}
 		if *(*byte)(v.Header(i))>>4 == 4 {
 			s.redirect4(v, i, hops)
 		} else {

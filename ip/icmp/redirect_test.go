@@ -76,6 +76,14 @@ func TestRedirect4(t *testing.T) {
 			t.Error("sent")
 		}
 	})
+	t.Run("several ways", func(t *testing.T) {
+		r := rig.New(t, 128, Stage())
+		r.W.Tables.Groups[0].Mask = 7
+		redirect(r, "192.0.2.7", rig.UDP4("192.0.2.5", "10.9.9.9", nil, 8))
+		if len(r.Refill("icmp")) != 0 {
+			t.Error("sent")
+		}
+	})
 	t.Run("rate", func(t *testing.T) {
 		r := rig.New(t, 128, Stage())
 		for range 20 {

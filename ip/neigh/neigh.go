@@ -4,9 +4,9 @@
 // # Life of a held packet
 //
 // The lookup leads to a group that is unresolved: the packet leaves for XUnresolved and
-// waits in the queue of its neighbour. Whenever the Resolver's generation changes all
-// waiting packets go down the road again from the lookup: they are forwarded, or come
-// back to the same queue, whose clock goes on. After HoldSeconds the queue's packets are
+// waits in the queue of its neighbour. When the Resolver's generation changes all waiting
+// packets go down the road again from the lookup, at most 250,000 a second: they are
+// forwarded, or come back to the same queue, whose clock goes on. After HoldSeconds the queue's packets are
 // dropped with the error that is owed.
 //
 // # Bounds
@@ -36,8 +36,8 @@ type Resolver interface {
 	Target(group uint16, dst netip.Addr) (iface uint16, nh netip.Addr, ok bool)
 	// Ask wants the neighbour resolved. It may forget the wish where many wait: it is asked again.
 	Ask(iface uint16, nh netip.Addr)
-	// Generation is another number after any neighbour was resolved or failed and
-	// the tables say so.
+	// Generation is another number after any neighbour was resolved or failed, or any
+	// route changed, and the tables say so.
 	Generation() uint64
 }
 
@@ -57,6 +57,9 @@ const (
 	// An empty queue whose packets went to try again is forgotten when none came
 	// back for a fiftieth of a second.
 	forgetPerSecond = 50
+	// triesPerSecond bounds how many packets go to try again, so that a scan and many
+	// changes of routes at once do not take the core.
+	triesPerSecond = 250000
 )
 
 // Reasons.
@@ -101,6 +104,7 @@ type hold struct {
 	held  int // slots in use
 
 	ready    *graph.ParkQueue // packets on their way to try again
+	nextTry  uint64
 	nextScan uint64
 }
 
@@ -244,7 +248,7 @@ func (h *hold) pop(q int16) graph.Parked {
 
 // Refill puts all packets on the road again when something became of any neighbour.
 func (h *hold) Refill(v *graph.Vector) int {
-	if h.held != 0 && h.ready.Len() == 0 {
+	if h.held != 0 && h.ready.Len() == 0 && h.w.Now >= h.nextTry {
 		if gen := h.r.Generation(); gen != h.gen {
 			h.gen = gen
 			h.retry()
@@ -254,6 +258,7 @@ func (h *hold) Refill(v *graph.Vector) int {
 }
 
 func (h *hold) retry() {
+	h.nextTry = h.w.Now + uint64(h.held)*h.hz/triesPerSecond
 	for _, q := range h.active[:h.nActive] {
 		for h.queues[q].n != 0 {
 			h.ready.Put(h.pop(q))

@@ -216,6 +216,23 @@ func TestMaxHeld(t *testing.T) {
 	}
 }
 
+// TestTries: the more packets are held, the less often they try again.
+func TestTries(t *testing.T) {
+	b := newBench(t, 2048)
+	for i := range 1000 {
+		b.arrive(1, fmt.Sprintf("10.0.%d.%d", i>>8, i&255), i)
+	}
+	tries := 0
+	for range 1000 {
+		b.table.gen++
+		tries += len(b.again(true))
+		b.pass(0.001)
+	}
+	if tries < 200000 || tries > 251000 {
+		t.Errorf("%d packets tried again within a second", tries)
+	}
+}
+
 func TestGone(t *testing.T) {
 	b := newBench(t, 128)
 	b.arrive(9, "198.51.100.7", 1)
