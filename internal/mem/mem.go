@@ -40,13 +40,22 @@ func Map(n int) ([]byte, Pages, error) { return MapAt(nil, n) }
 func MapAt(at unsafe.Pointer, n int) ([]byte, Pages, error) {
 	n = (n + HugeSize - 1) &^ (HugeSize - 1)
 	flags := unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
+	// A fixed mapping that fails for lack of huge pages leaves a hole in the
+	// reservation, into which any other thread may map, Go's runtime included. So huge
+	// pages are asked for elsewhere first, and what fails in spite of that never goes over another's memory.
+	fixed, again := 0, 0
 	if at != nil {
-		flags |= unix.MAP_FIXED
+		fixed, again = unix.MAP_FIXED, unix.MAP_FIXED
 	}
-	if p, err := mmap(at, n, flags|unix.MAP_HUGETLB|unix.MAP_POPULATE); err == nil {
-		return unsafe.Slice((*byte)(p), n), Huge, nil
+	if at == nil || hugeLeft(n) {
+		if p, err := mmap(at, n, flags|fixed|unix.MAP_HUGETLB|unix.MAP_POPULATE); err == nil {
+			return unsafe.Slice((*byte)(p), n), Huge, nil
+		}
+		if at != nil {
+			again = unix.MAP_FIXED_NOREPLACE
+		}
 	}
-	p, err := mmap(at, n, flags)
+	p, err := mmap(at, n, flags|again)
 	if err != nil {
 		return nil, Plain, fmt.Errorf("mem: map %d MiB: %w", n>>20, err)
 	}
@@ -55,6 +64,12 @@ func MapAt(at unsafe.Pointer, n int) ([]byte, Pages, error) {
 		return b, THP, nil
 	}
 	return b, Plain, nil
+}
+
+// hugeLeft reports whether the kernel's pool has n bytes in huge pages at the moment.
+func hugeLeft(n int) bool {
+	p, err := mmap(nil, n, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_HUGETLB)
+	return err == nil && unix.MunmapPtr(p, uintptr(n)) == nil
 }
 
 // Reserve takes n bytes of address space without memory behind it, aligned to
