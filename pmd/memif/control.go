@@ -16,7 +16,7 @@ import (
 
 const (
 	handshake  = 5 * time.Second        // for each message of a handshake
-	watchEvery = 250 * time.Millisecond // how soon a fault found by a worker is acted on
+	watchEvery = 100 * time.Millisecond // how soon a fault found by a worker is acted on
 	backoffMin = 50 * time.Millisecond
 	backoffMax = 2 * time.Second
 )

@@ -56,11 +56,12 @@ func TestHostile(t *testing.T) {
 			if c.victim == "client" {
 				villain = ports["server"]
 			}
-			v := start(t, victim, pool)
+			v, w := start(t, victim, pool), start(t, villain, pool)
 			wait(t, "links", func() bool { return victim.Link().Up && villain.Link().Up })
 			var rx [64]uint32
 			v.q.Rx(rx[:])
-			c.attack(villain.(*port).queues[0].next.Load())
+			w.q.Rx(nil) // takes up the connection, so that it stays mapped
+			c.attack(villain.(*port).queues[0].cur)
 			if c.send {
 				pkt := rx[:1]
 				v.cache.Alloc(pkt)
@@ -79,13 +80,10 @@ func TestHostile(t *testing.T) {
 			wait(t, "the victim's reason", says(victim, c.want))
 			wait(t, "the villain's reason", says(villain, "peer disconnects: "+faultText(c.want)))
 			wait(t, "a new connection", func() bool {
-				n := v.q.Rx(rx[:])
-				v.cache.Free(rx[:n])
-				return victim.Link().Up && villain.Link().Up && victim.(*port).queues[0].rx != nil
+				v.q.Rx(nil)
+				w.q.Rx(nil)
+				return victim.Link().Up && villain.Link().Up && victim.(*port).queues[0].rx != nil && villain.(*port).queues[0].rx != nil
 			})
-			w := start(t, villain, pool)
-			w.q.Rx(nil)
-			v.q.Rx(nil)
 			w.send(t, 3, 5)
 			v.receive(t, 3, 5)
 			v.send(t, 3, 6)
