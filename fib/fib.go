@@ -109,6 +109,7 @@ func New(t *graph.Tables, d *epoch.Domain, why Reasons) (*FIB, error) {
 		return nil, fmt.Errorf("fib: %w", err)
 	}
 	if f.t6, err = newTable6(); err != nil {
+		f.t4.close()
 		return nil, fmt.Errorf("fib: %w", err)
 	}
 	f.t4.alloc = func() (uint32, error) { return f.take(f.t4.ids) }

@@ -466,7 +466,7 @@ func (r *rig) clearAll() {
 func TestRandomChanges(t *testing.T) {
 	r := newRig(t)
 	fresh := r.Stats()
-	steps := 1500
+	steps := 1000
 	if testing.Short() {
 		steps = 200
 	}

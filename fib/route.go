@@ -52,7 +52,6 @@ const (
 	SourceAPI                     // the API
 	SourceKernel                  // the kernel's tables
 	SourceDerived                 // follows from a connected prefix: its broadcast or anycast address
-	numSources
 )
 
 func (s Source) String() string {

@@ -480,7 +480,7 @@ func TestRealTable(t *testing.T) {
 	for _, c := range []struct {
 		file string
 		n    int
-	}{{"v4.txt.gz", 150_000}, {"v6.txt.gz", 30_000}} {
+	}{{"v4.txt.gz", 80_000}, {"v6.txt.gz", 20_000}} {
 		t.Run(c.file, func(t *testing.T) {
 			pfx := bgp(t, c.file, c.n)
 			r := newRig(t)
@@ -506,7 +506,7 @@ func TestRealTable(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(7, 8))
 			check := func() {
 				t.Helper()
-				for range 10_000 {
+				for range 4_000 {
 					for _, a := range edges(pfx[rnd.IntN(len(pfx))]) {
 						want := 0
 						for n := a.BitLen(); n > 0 && want == 0; n-- {

@@ -1,7 +1,6 @@
 package fib
 
 import (
-	"fmt"
 	"sync/atomic"
 	"unsafe"
 
@@ -187,8 +186,4 @@ func store16(p *uint16, v uint16) {
 	shift := (at & 2) * 8
 	w := (*uint32)(unsafe.Add(unsafe.Pointer(p), -int(at&2)))
 	atomic.StoreUint32(w, atomic.LoadUint32(w)&^(0xffff<<shift)|uint32(v)<<shift)
-}
-
-func (t *Table4) String() string {
-	return fmt.Sprintf("DIR-24-8, %d of %d blocks", t.ids.used(), blocks4)
 }

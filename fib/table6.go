@@ -198,7 +198,3 @@ func (t *Table6) collapse() (freed []uint32) {
 	}
 	return freed
 }
-
-func (t *Table6) String() string {
-	return fmt.Sprintf("trie 16-8-8-..., %d nodes, %d MiB", t.ids.used(), t.mapped/chunk6*(mem.HugeSize>>20))
-}
