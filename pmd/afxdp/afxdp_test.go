@@ -39,16 +39,26 @@ func newPool(t testing.TB, n int) *packet.Pool {
 }
 
 func TestConformance(t *testing.T) {
-	for _, mode := range []string{"native", "generic"} {
-		t.Run(mode, func(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		pmd.Config
+		mtu string
+	}{
+		{"native", pmd.Config{Mode: "native"}, "9000"},
+		{"generic", pmd.Config{Mode: "generic"}, "9000"},
+		{"small rings", pmd.Config{Ring: 512}, "1500"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			porttest.Run(t, porttest.Pair{
-				Buffers: 16384, NeverFull: true,
+				Buffers: 16384,
+				// The kernel gives a packet up whose receiver's rings are full.
+				NeverFull: true,
 				Open: func(t testing.TB, pool *packet.Pool) (a, b pmd.Port) {
 					na, nb := testnet.New(t), testnet.New(t)
-					testnet.Veth(t, na, "a0", nb, "b0", "mtu", "9000")
-					a = openIn(t, na, pmd.Config{Name: "a0", Pool: pool, Mode: mode})
-					b = openIn(t, nb, pmd.Config{Name: "b0", Pool: pool, Mode: mode})
-					return a, b
+					testnet.Veth(t, na, "a0", nb, "b0", "mtu", c.mtu)
+					ca, cb := c.Config, c.Config
+					ca.Name, ca.Pool, cb.Name, cb.Pool = "a0", pool, "b0", pool
+					return openIn(t, na, ca), openIn(t, nb, cb)
 				},
 			})
 		})

@@ -169,7 +169,7 @@ func (p *Port) makeQueues(n int) {
 	}
 	for i := range n {
 		p.queues = append(p.queues, &queue{
-			s: socket{fd: -1}, t: p.tally.Queue(i), port: p, id: i, target: target,
+			s: socket{fd: -1}, t: p.tally.Queue(i), port: p, id: i, target: target, lack: min(fillBatch, target/4),
 			first: p.pool.First(), span: uint32(p.pool.Size()) * units,
 			base:  uint64(uintptr(packet.Base())) + uint64(p.pool.First())<<6,
 			state: make([]uint16, p.pool.Size()), finish: p.virt,

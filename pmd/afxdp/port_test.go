@@ -175,6 +175,50 @@ func TestBorders(t *testing.T) {
 	}
 }
 
+// TestNoChains: a kernel without XDP_USE_SG.
+func TestNoChains(t *testing.T) {
+	r := newRig(t, pmd.Config{}, "mtu", "3000")
+	defer r.end()
+	q := r.queues[0]
+	q.Stop()
+	r.sg, q.segs = false, 1
+	if err := q.Start(r.caches[0]); err != nil {
+		t.Fatal(err)
+	}
+	if c := r.Caps(); c.MaxFrame != frameRoom || c.Segments != 1 {
+		t.Errorf("%+v", c)
+	}
+	for i, n := range []int{60, 1514, frameRoom} {
+		f := r.transit(n, i)
+		r.peer.Send(f)
+		if r.recv(3*time.Second, func(b []byte) bool { return bytes.Equal(b, f) }) == nil {
+			t.Errorf("a frame of %d bytes did not come: %+v", n, r.Stats())
+		}
+		f = r.outgoing(n, i)
+		r.send(f, 100) // longer chains than it has
+		if r.peer.RecvMatch(3*time.Second, func(b []byte) bool { return bytes.Equal(b, f) }) == nil {
+			t.Errorf("a frame of %d bytes was not sent: %+v", n, r.Stats())
+		}
+	}
+	before := r.Stats()
+	r.peer.Send(r.transit(frameRoom+1, 9))
+	r.send(r.outgoing(packet.DataRoom+1, 9), 1000)
+	for end := time.Now().Add(3 * time.Second); r.Stats().RxNoBuffer == before.RxNoBuffer && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	s := r.Stats()
+	if s.RxNoBuffer != before.RxNoBuffer+1 || s.TxFailed != before.TxFailed+1 || s.TxPackets != before.TxPackets {
+		t.Errorf("too long packets: %+v, before %+v", s, before)
+	}
+	q.Stop()
+	if n := q.Rx(make([]uint32, 8)); n != 0 {
+		t.Errorf("a stopped queue receives %d", n)
+	}
+	if n := q.Tx(make([]uint32, 8)); n != 0 || !q.Arm() || q.Fd() != -1 {
+		t.Errorf("a stopped queue sends %d, has descriptor %d", n, q.Fd())
+	}
+}
+
 // TestGone: the interface is removed while packets move.
 func TestGone(t *testing.T) {
 	r := newRig(t, pmd.Config{})

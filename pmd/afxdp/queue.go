@@ -42,6 +42,7 @@ type queue struct {
 
 	target  int // empty buffers to keep with the kernel
 	missing int // how many of them it lacks
+	lack    int // how many may be missing before Rx gives new ones
 	out     int // descriptors being sent
 	// A packet of which the kernel has not delivered the end, by its first and last
 	// segment; 0 for none.
@@ -59,13 +60,16 @@ type queue struct {
 
 // Rx receives packets, from where the kernel wrote them.
 func (q *queue) Rx(dst []uint32) int {
+	if q.c == nil {
+		return 0
+	}
 	if q.out != 0 {
 		q.reap()
 		if t := &q.s.tx; t.cp != atomic.LoadUint32(t.cons) {
 			q.kick()
 		}
 	}
-	if q.missing >= fillBatch {
+	if q.missing >= q.lack {
 		q.refill()
 	}
 	r := &q.s.rx
@@ -207,7 +211,7 @@ func (q *queue) Tx(src []uint32) int {
 	if q.out != 0 {
 		q.reap()
 	}
-	if q.dead {
+	if q.dead || q.c == nil {
 		q.t.TxFull += uint64(len(src))
 		return 0
 	}
@@ -416,6 +420,9 @@ func (q *queue) Fd() int { return q.s.fd }
 
 // Arm also sends what is still queued: a sleeping thread does not.
 func (q *queue) Arm() bool {
+	if q.c == nil {
+		return true
+	}
 	if q.out != 0 {
 		q.reap()
 		q.kick()
