@@ -212,6 +212,39 @@ func TestEcho4(t *testing.T) {
 	}
 }
 
+// TestMalformed: what is broken is dropped and not answered.
+func TestMalformed(t *testing.T) {
+	v4, v6 := echo4(t, 20), echo6(t, farAway6, global6, 20)
+	damage := func(f []byte, at int, x byte) []byte {
+		f = bytes.Clone(f)
+		f[at] ^= x
+		return f
+	}
+	own := bytes.Clone(v4)
+	packet.IPv4(own[14:]).SetSrc(our4.As4())
+	packet.IPv4(own[14:]).SetSum()
+	for name, f := range map[string][]byte{
+		"header checksum":   damage(v4, 24, 1),
+		"ICMP checksum":     damage(v4, 40, 1),
+		"header length":     damage(v4, 14, 1),
+		"total length":      damage(v4, 16, 4),
+		"cut":               v4[:40],
+		"own source":        own,
+		"ICMPv6 checksum":   damage(v6, 70, 1),
+		"IPv6 length":       damage(v6, 18, 4),
+		"IPv6 cut":          v6[:60],
+		"empty":             v4[:14],
+		"version":           damage(v6, 14, 0x50),
+		"IPv6 group source": damage(v6, 22, 0xdf),
+	} {
+		r := newRig(t, Config{}, "192.0.2.1/24", "2001:db8:1::1/64")
+		r.inject(1, f)
+		if n := len(r.takeRoad()) + len(r.take()); n != 0 || r.w.C.Exit[xMalformed] != 1 {
+			t.Errorf("%s: %d answers, %d dropped as malformed", name, n, r.w.C.Exit[xMalformed])
+		}
+	}
+}
+
 func TestEchoBySummedHeader(t *testing.T) {
 	r := newRig(t, Config{}, "192.0.2.1/24")
 	r.inject(1, echo4(t, 10))

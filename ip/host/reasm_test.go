@@ -157,6 +157,12 @@ func TestOverlap(t *testing.T) {
 			f := echo4(t, 400)
 			a, b = cut4(f, 7, 96), cut4(f, 7, 80)
 		}
+		for _, x := range a { // what it leaves behind in memory agrees with what overlaps next
+			r.inject(1, x)
+		}
+		if n := len(r.takeRoad()); n != 1 {
+			t.Fatalf("v6 %v: %d answers to the whole", v6, n)
+		}
 		r.inject(1, a[0])
 		r.inject(1, b[1]) // from 80, a[0] reached to 96
 		if r.w.C.Exit[xFragment] != 1 || r.h.Held() != 0 {
@@ -170,8 +176,28 @@ func TestOverlap(t *testing.T) {
 		for _, x := range a[1:] {
 			r.inject(1, x)
 		}
-		if n := len(r.takeRoad()) + len(r.take()); n != 0 {
-			t.Errorf("v6 %v: %d answers", v6, n)
+		if n := len(r.takeRoad()) + len(r.take()); n != 1 {
+			t.Errorf("v6 %v: %d answers, one of them to the whole", v6, n)
+		}
+	}
+}
+
+// TestEnds: a last fragment that ends before, or another that reaches beyond, what is known of
+// the datagram's length.
+func TestEnds(t *testing.T) {
+	f := echo4(t, 400)
+	p := cut4(f, 7, 96)
+	early := bytes.Clone(p[1])
+	h := packet.IPv4(early[14:])
+	h.SetFlagsOff(96 / 8)
+	h.SetSum()
+	for name, order := range map[string][][]byte{"early end": {p[0], p[2], early}, "beyond the end": {early, p[2], p[0]}, "two ends": {early, p[4], p[0]}} {
+		r := newRig(t, Config{}, "192.0.2.1/24")
+		for _, x := range order {
+			r.inject(1, x)
+		}
+		if r.w.C.Exit[xFragment] != 1 || len(r.takeRoad()) != 0 {
+			t.Errorf("%s: %d dropped, %d answers", name, r.w.C.Exit[xFragment], len(r.road))
 		}
 	}
 }
