@@ -19,6 +19,8 @@ const (
 	watchEvery = 100 * time.Millisecond // how soon a fault found by a worker is acted on
 	backoffMin = 50 * time.Millisecond
 	backoffMax = 2 * time.Second
+
+	maxStrangers = 32 // connections on a socket beyond one for each interface
 )
 
 // session is a control channel.
@@ -259,8 +261,8 @@ func (l *listener) greet() hello {
 // serve lives as long as a client is connected.
 func (l *listener) serve(s *session) {
 	l.mu.Lock()
+	closing := len(l.ports) == 0 || len(l.sessions) >= len(l.ports)+maxStrangers
 	l.sessions[s] = nil
-	closing := len(l.ports) == 0
 	l.mu.Unlock()
 	defer func() {
 		l.mu.Lock()

@@ -22,7 +22,8 @@
 // where it is sealed against shrinking. A peer that breaks the rules is counted
 // (Stats.RxBad), told why and disconnected. What remains: a peer may change bytes of
 // a packet while they are copied, and one that gives an eventfd in blocking mode with a full
-// counter can stall the thread that wakes it.
+// counter can stall the thread that wakes it; memory in huge pages, which only a
+// privileged peer has, can be made to fail by punching holes into it.
 //
 // # Threads
 //
