@@ -4,8 +4,11 @@ package main
 import (
 	"os"
 
+	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"millrace/bench"
+	"millrace/bench/demo"
 	"millrace/control/cli"
 	"millrace/control/config"
 	"millrace/control/router"
@@ -17,6 +20,7 @@ var version = "devel"
 func main() {
 	os.Exit(cli.Main(cli.Options{
 		Version: version,
+		Add:     []func(*cobra.Command){bench.Add, demo.Add},
 		NewRouter: func(cfg *config.Config, log *zap.Logger, level zap.AtomicLevel) (cli.Router, error) {
 			return router.New(cfg, router.Options{Log: log, Level: level, Version: version})
 		},
