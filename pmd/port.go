@@ -122,11 +122,12 @@ type TakeFilter interface {
 	SetTaken(taken []Taken) error
 }
 
-// Taken is a protocol, or one TCP or UDP port, of one of the box's addresses.
+// Taken is a protocol of one of the box's addresses, or one TCP or UDP port, or the replies to
+// one identifier of IPv4 echo requests.
 type Taken struct {
 	Addr  netip.Addr
 	Proto uint8  // of IP
-	Port  uint16 // destination port, 0 for the whole protocol
+	Port  uint16 // destination port or identifier, 0 for the whole protocol
 }
 
 // Config asks for a port. Fields that a driver does not know are errors.

@@ -63,7 +63,8 @@ func (p *Port) SetTypes(types []uint16) error {
 
 // SetTaken makes exactly this the part of what is addressed to the box that comes to
 // Millrace. Fragments of it pass to the kernel, unless the whole protocol is taken, and
-// so does what stands behind IPv6 extension headers.
+// so does what stands behind IPv6 extension headers. With an IPv4 port come the ICMP errors
+// about packets sent from it; ICMPv6 errors pass.
 func (p *Port) SetTaken(taken []pmd.Taken) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -74,8 +75,8 @@ func (p *Port) SetTaken(taken []pmd.Taken) error {
 	for _, t := range taken {
 		port := [2]byte{byte(t.Port >> 8), byte(t.Port)}
 		switch a := t.Addr.Unmap(); {
-		case t.Port != 0 && t.Proto != unix.IPPROTO_TCP && t.Proto != unix.IPPROTO_UDP:
-			return p.err("take port %d of protocol %d: only TCP and UDP have ports", t.Port, t.Proto)
+		case t.Port != 0 && t.Proto != unix.IPPROTO_TCP && t.Proto != unix.IPPROTO_UDP && (t.Proto != unix.IPPROTO_ICMP || !a.Is4()):
+			return p.err("take port %d of protocol %d: only TCP, UDP and ICMP echo have ports", t.Port, t.Proto)
 		case a.Is4():
 			v4 = append(v4, taken4{Addr: a.As4(), Proto: t.Proto, Port: port})
 		case a.Is6():

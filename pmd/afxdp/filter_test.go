@@ -209,7 +209,7 @@ func testFilter(t *testing.T, mode string) {
 	}
 	box4, box6 := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("2001:db8::1")
 	if err := r.SetTaken([]pmd.Taken{
-		{Addr: box4, Proto: 50}, {Addr: box4, Proto: 17, Port: 4789}, {Addr: box4, Proto: 6, Port: 40000},
+		{Addr: box4, Proto: 50}, {Addr: box4, Proto: 17, Port: 4789}, {Addr: box4, Proto: 6, Port: 40000}, {Addr: box4, Proto: 1, Port: 777},
 		{Addr: box6, Proto: 47}, {Addr: box6, Proto: 17, Port: 4791},
 	}); err != nil {
 		t.Fatal(err)
@@ -221,6 +221,12 @@ func testFilter(t *testing.T, mode string) {
 		p := ip4("10.0.0.1", 17, append([]byte{1, 1, 1, 1}, udp(9, port, []byte("options"))...))
 		p[0] = 0x46
 		return append(eth(mac, src, 0x0800), p...)
+	}
+	echo := func(typ byte, id uint16) []byte {
+		return []byte{typ, 0, 0, 0, byte(id >> 8), byte(id), 0, 1, 'p', 'i', 'n', 'g'}
+	}
+	about := func(typ, proto byte, l4 []byte) []byte { // an error about a packet that the box sent
+		return append(eth(mac, src, 0x0800), ip4("10.0.0.1", 1, append([]byte{typ, 0, 0, 0, 0, 0, 0, 0}, ip4("203.0.113.1", proto, l4)...))...)
 	}
 	piece := ip4("10.0.0.1", 17, udp(9, 4789, []byte("piece")))
 	piece[6] = 0x20
@@ -284,6 +290,17 @@ func testFilter(t *testing.T, mode string) {
 		{"taken port, other protocol", append(eth(mac, src, v4), ip4("10.0.0.1", 6, udp(9, 4789, u))...), false},
 		{"taken tcp port", append(eth(mac, src, v4), ip4("10.0.0.1", 6, udp(9, 40000, u))...), true},
 		{"taken port, cut short", append(eth(mac, src, v4), ip4("10.0.0.1", 17, []byte{0, 9, 0x12})...), false},
+		{"echo reply, taken", append(eth(mac, src, v4), append(ip4("10.0.0.1", 1, echo(0, 777)), make([]byte, 30)...)...), true},
+		{"echo reply, other", append(eth(mac, src, v4), append(ip4("10.0.0.1", 1, echo(0, 778)), make([]byte, 30)...)...), false},
+		{"echo request", append(eth(mac, src, v4), append(ip4("10.0.0.1", 1, echo(8, 777)), make([]byte, 30)...)...), false},
+		{"unreachable, taken port", about(3, 17, udp(4789, 53, u)), true},
+		{"unreachable, other port", about(3, 17, udp(4790, 53, u)), false},
+		{"unreachable, taken port as destination", about(3, 17, udp(53, 4789, u)), false},
+		{"time exceeded, taken tcp port", about(11, 6, udp(40000, 53, u)), true},
+		{"time exceeded, taken identifier", about(11, 1, echo(8, 777)), true},
+		{"time exceeded, other identifier", about(11, 1, echo(8, 776)), false},
+		{"icmp redirect", about(5, 17, udp(4789, 53, u)), false},
+		{"error cut short", about(3, 17, []byte{0x12}), false},
 		{"taken ipv6 protocol", append(eth(mac, src, v6), ip6("2001:db8::1", 47, u)...), true},
 		{"taken ipv6 port", append(eth(mac, src, v6), ip6("2001:db8::1", 17, udp(9, 4791, u))...), true},
 		{"other ipv6 port", append(eth(mac, src, v6), ip6("2001:db8::1", 17, udp(9, 4790, u))...), false},

@@ -548,6 +548,35 @@ func TestQueues(t *testing.T) {
 	}
 }
 
+// TestTags: tags are taken back from hardware that strips them, until Close.
+func TestTags(t *testing.T) {
+	a, b := testnet.New(t), testnet.New(t)
+	testnet.Veth(t, a, "a0", b, "b0")
+	before := describe(t, a)
+	if !strings.Contains(before, "rx-vlan-offload: on") {
+		t.Skip("the pair does not strip tags")
+	}
+	var d device
+	a.Do(func() {
+		if err := d.open("a0"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	d.driver = "hardware"
+	if err := d.configure(pmd.Config{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := describe(t, a); !strings.Contains(s, "rx-vlan-offload: off") {
+		t.Errorf("%s\n%q", s, d.notes)
+	}
+	if err := d.close(); err != nil {
+		t.Error(err)
+	}
+	if s := describe(t, a); s != before {
+		t.Errorf("not as before:\n%s\nbefore:\n%s", s, before)
+	}
+}
+
 func TestConfig(t *testing.T) {
 	a, b := testnet.New(t), testnet.New(t)
 	testnet.Veth(t, a, "a0", b, "b0")

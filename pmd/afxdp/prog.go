@@ -200,13 +200,49 @@ func (m *maps) ip4(d int) asm.Instructions {
 		asm.LoadMem(asm.R2, asm.R7, off+6, asm.Half),
 		asm.And.Imm(asm.R2, be(0x3fff)),
 		asm.JNE.Imm(asm.R2, 0, "pass"), // a fragment
+		asm.LoadMem(asm.R3, asm.R7, off+9, asm.Byte),
+		asm.JEq.Imm(asm.R3, unix.IPPROTO_ICMP, label("icmp4", d)),
 		asm.LoadMem(asm.R2, asm.R7, off, asm.Byte),
 		asm.And.Imm(asm.R2, 15),
 		asm.LSh.Imm(asm.R2, 2),
 		asm.Add.Imm(asm.R2, int32(off)),
-		asm.Add.Reg(asm.R2, asm.R7),
-		asm.LoadMem(asm.R3, asm.R7, off+9, asm.Byte))
-	return append(p, m.ports(m.own4, -8, -2, label("port4", d))...)
+		asm.Add.Reg(asm.R2, asm.R7))
+	p = append(p, m.ports(m.own4, -8, -2, label("port4", d))...)
+	return append(p, m.icmp4(d)...)
+}
+
+// icmp4 judges an ICMP message to one of the box's addresses: an echo reply by its identifier, an error by
+// the packet in it, which the address's user sent.
+func (m *maps) icmp4(d int) asm.Instructions {
+	off := int16(14 + 4*d)
+	fault, inner, key := label("fault4", d), label("inner4", d), label("key4", d)
+	p := asm.Instructions{
+		asm.LoadMem(asm.R2, asm.R7, off, asm.Byte).WithSymbol(label("icmp4", d)),
+		asm.JNE.Imm(asm.R2, 0x45, "pass"),
+		asm.Mov.Reg(asm.R2, asm.R7),
+		asm.Add.Imm(asm.R2, int32(off)+28),
+		asm.JGT.Reg(asm.R2, asm.R8, "pass"),
+		asm.LoadMem(asm.R2, asm.R7, off+20, asm.Byte),
+		asm.JNE.Imm(asm.R2, 0, fault), // not an echo reply
+		asm.LoadMem(asm.R2, asm.R7, off+24, asm.Half),
+		asm.Ja.Label(key),
+		asm.JEq.Imm(asm.R2, 3, inner).WithSymbol(fault), // unreachable
+		asm.JEq.Imm(asm.R2, 11, inner),                  // time exceeded
+		asm.JNE.Imm(asm.R2, 12, "pass"),                 // parameter problem
+		asm.Mov.Reg(asm.R2, asm.R7).WithSymbol(inner),
+		asm.Add.Imm(asm.R2, int32(off)+56), // 8 bytes behind the inner header (RFC 792)
+		asm.JGT.Reg(asm.R2, asm.R8, "pass"),
+		asm.LoadMem(asm.R2, asm.R7, off+28, asm.Byte),
+		asm.JNE.Imm(asm.R2, 0x45, "pass"),
+		asm.LoadMem(asm.R3, asm.R7, off+37, asm.Byte),
+		asm.StoreMem(asm.RFP, -4, asm.R3, asm.Half),
+		asm.LoadMem(asm.R2, asm.R7, off+48, asm.Half), // source port
+		asm.JNE.Imm(asm.R3, unix.IPPROTO_ICMP, key),
+		asm.LoadMem(asm.R2, asm.R7, off+52, asm.Half), // identifier
+		asm.StoreMem(asm.RFP, -2, asm.R2, asm.Half).WithSymbol(key),
+	}
+	p = append(p, lookup(m.own4, -8)...)
+	return append(p, asm.JNE.Imm(asm.R0, 0, "take"), asm.Ja.Label("pass"))
 }
 
 // ports looks up the destination port of a TCP or UDP header at R2, protocol R3, after putting
