@@ -423,9 +423,7 @@ func checkRestart(e *env) error {
 			if err := x.start(); err != nil {
 				return err
 			}
-			if err := e.until("links are up", func() bool {
-				return e.a.port.Link().Up && e.b.port.Link().Up
-			}); err != nil {
+			if err := e.until("links are up", e.up); err != nil {
 				return err
 			}
 			if err := e.exchange([]int{60, 1514, 61, 200}, 2, nil); err != nil {

@@ -61,20 +61,20 @@ var checks = []check{
 // Run checks a driver. Each check is a subtest; the last, "leaks", closes the ports
 // and counts the pool's buffers.
 func Run(t *testing.T, p Pair) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	e := open(t, &p)
+	w := newWorker()
+	defer close(w)
+	e := open(t, &p, w)
 	for _, c := range checks {
 		if e == nil {
-			e = open(t, &p)
+			e = open(t, &p, w)
 		}
 		t.Run(c.name, func(t *testing.T) {
 			if why := p.Skip[c.name]; why != "" {
 				t.Skip(why)
 			}
-			if err := e.check(c); err != nil {
+			if err := w.do(func() error { return e.check(c) }); err != nil {
 				t.Error(err)
-				e.close() // what it finds follows from the failure
+				w.do(e.close) // what it finds follows from the failure
 				e = nil
 			}
 		})
@@ -83,10 +83,31 @@ func Run(t *testing.T, p Pair) {
 		if e == nil {
 			t.Skip("the check before failed")
 		}
-		if err := e.close(); err != nil {
+		if err := w.do(e.close); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// worker is the one thread that touches queues, as in the road: subtests have
+// goroutines of their own.
+type worker chan func()
+
+func newWorker() worker {
+	w := make(worker)
+	go func() {
+		runtime.LockOSThread()
+		for f := range w {
+			f()
+		}
+	}()
+	return w
+}
+
+func (w worker) do(f func() error) error {
+	done := make(chan error)
+	w <- func() { done <- f() }
+	return <-done
 }
 
 // check runs one check and verifies that every buffer is accounted for after it.
@@ -97,7 +118,8 @@ func (e *env) check(c check) error {
 	return e.settle()
 }
 
-func open(t testing.TB, p *Pair) *env {
+// open makes the pool and the ports, and starts all queues on the worker.
+func open(t testing.TB, p *Pair, w worker) *env {
 	t.Helper()
 	n := p.Buffers
 	if n == 0 {
@@ -111,15 +133,18 @@ func open(t testing.TB, p *Pair) *env {
 	e := &env{p: p, pool: pool}
 	e.a, e.b = newEnd(e, "A", pa), newEnd(e, "B", pb)
 	e.a.peer, e.b.peer = e.b, e.a
-	for _, x := range e.ends() {
-		if err := x.start(); err != nil {
-			t.Fatal(err)
+	err = w.do(func() error {
+		for _, x := range e.ends() {
+			if err := x.start(); err != nil {
+				return err
+			}
 		}
-	}
-	if err := e.until("both links are up", func() bool {
-		return e.a.port.Link().Up && e.b.port.Link().Up
-	}); err != nil {
+		return e.until("both links are up", e.up)
+	})
+	if err != nil {
 		t.Fatalf("%v: A %+v %v, B %+v %v", err, pa.Link(), pa.Why(), pb.Link(), pb.Why())
 	}
 	return e
 }
+
+func (e *env) up() bool { return e.a.port.Link().Up && e.b.port.Link().Up }

@@ -128,6 +128,8 @@ func TestFaults(t *testing.T) {
 	old := patience
 	patience = 200e6
 	defer func() { patience = old }()
+	w := newWorker()
+	defer close(w)
 	for _, c := range []struct {
 		fault fault
 		check string
@@ -144,7 +146,7 @@ func TestFaults(t *testing.T) {
 		{doubles, "clones", "twice"},
 	} {
 		p := pair(c.fault)
-		e := open(t, &p)
+		e := open(t, &p, w)
 		var err error
 		for range 20 { // the fault strikes every hundredth packet
 			for _, k := range checks {
