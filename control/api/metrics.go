@@ -40,7 +40,7 @@ var (
 	mTxBytes    = desc("port_transmit_bytes_total", "Bytes sent, whole frames without FCS.", "port")
 	mRxMissed   = desc("port_receive_missed_total", "Packets lost before the road saw them.", "port", "cause")
 	mTxFailed   = desc("port_transmit_failed_total", "Packets that the port did not send.", "port", "cause")
-	mLeft       = desc("road_exits_total", "Packets that left the road on the way: dropped, for the host, or held.", "stage", "reason", "kind")
+	mLeft       = desc("road_exits_total", "Packets that left the road on the way: dropped, for the host, or held; and events of kind note.", "stage", "reason", "kind")
 	mCalls      = desc("stage_calls_total", "Vectors that a stage handled.", "stage")
 	mPackets    = desc("stage_packets_total", "Packets that a stage handled.", "stage")
 	mClocks     = desc("stage_clocks_total", "Clocks that a stage spent while measuring was on.", "stage")

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -46,19 +48,16 @@ it as root, or see ` + "`millrace doctor`" + `.`,
 			if err != nil {
 				return err
 			}
-			if level != "" {
-				cfg.Log.Level = level
-				if err := cfg.Check(); err != nil {
-					return usage("--log-level %s: debug, info, warn or error", level)
-				}
+			if level != "" && !slices.Contains([]string{"debug", "info", "warn", "error"}, level) {
+				return usage("--log-level %s: debug, info, warn or error", level)
 			}
-			if c.Flags().Changed("socket") {
-				cfg.API.Socket = a.socket
+			// What the command line says is not part of the configuration: applying the
+			// same file later changes nothing.
+			socket := cfg.API.Socket
+			if c.Flags().Changed("socket") || socket == "" {
+				socket = a.socket
 			}
-			if cfg.API.Socket == "" {
-				cfg.API.Socket = api.DefaultSocket()
-			}
-			return a.runRouter(c.Context(), cfg)
+			return a.runRouter(c.Context(), cfg, socket, cmp.Or(level, cfg.Log.Level))
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration file")
@@ -119,18 +118,18 @@ func newLogger(level string) (*zap.Logger, zap.AtomicLevel, error) {
 	return log, l, err
 }
 
-func (a *app) runRouter(ctx context.Context, cfg *config.Config) error {
+func (a *app) runRouter(ctx context.Context, cfg *config.Config, socket, logLevel string) error {
 	if a.NewRouter == nil {
 		return errors.New("this build cannot run a router")
 	}
-	log, level, err := newLogger(cfg.Log.Level)
+	log, level, err := newLogger(logLevel)
 	if err != nil {
 		return err
 	}
 	defer log.Sync() //nolint:errcheck // standard error cannot always be synced
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l, err := api.Listen(cfg.API.Socket)
+	l, err := api.Listen(socket)
 	if err != nil {
 		return err
 	}
@@ -156,7 +155,7 @@ func (a *app) runRouter(ctx context.Context, cfg *config.Config) error {
 	done := make(chan error, 1)
 	go func() {
 		done <- r.Run(ctx, func() {
-			log.Info("forwarding", zap.String("socket", cfg.API.Socket), zap.Int("ports", len(cfg.Ports)))
+			log.Info("forwarding", zap.String("socket", socket), zap.Int("ports", len(cfg.Ports)))
 			notify(log, "READY=1\nSTATUS=forwarding")
 		})
 	}()

@@ -351,8 +351,8 @@ func (a *app) showDrops() *cobra.Command {
 	c := showing(a, &cobra.Command{
 		Use: "drops", Aliases: []string{"drop"}, Short: "Why packets left the road, with counters",
 		Long: `Lists the reasons for which packets left the road before transmission: "drop" is a loss,
-"host" went to this machine's kernel, "hold" waited for something. To see the packets
-themselves: ` + "`millrace trace --drops` and `millrace capture --drops`.",
+"host" went to this machine's kernel, "hold" waited for something, "note" counts an event
+by which no packet left. To see the packets themselves: ` + "`millrace trace --drops` and `millrace capture --drops`.",
 	}, func(ctx context.Context, b api.Backend, _ []string) (*v1.Drops, error) {
 		return b.ListDrops(ctx, &r)
 	}, func(w io.Writer, l *v1.Drops) {

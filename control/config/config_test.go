@@ -126,6 +126,9 @@ func TestAccepts(t *testing.T) {
 		{"host route", "ports: [{name: eth0}]\nroutes: [{to: 198.51.100.7, via: 192.0.2.9}]", func(c *Config) bool { return c.Routes[0].To.String() == "198.51.100.7/32" }},
 		{"gateway unknown to the file", "ports: [{name: eth0}]\nroutes: [{to: 10.0.0.0/8, via: 192.0.2.9}]", func(c *Config) bool { return c.Routes[0].Via[0] == NextHop{netip.MustParseAddr("192.0.2.9"), "", 1} }},
 		{"no ICMP errors", "ports: [{name: eth0}]\nicmp: {rate: 0, redirects: off}", func(c *Config) bool { return c.ICMP.Rate == 0 && !c.ICMP.Redirects }},
+		{"all of a section off", "ports: [{name: eth0}]\nicmp: {rate: 0, burst: 0, redirects: off}\nworkers: {spin: 0s, sleep: 0s}", func(c *Config) bool {
+			return c.ICMP == ICMP{} && c.Workers.Spin == 0 && c.Workers.Sleep == 0
+		}},
 		{"same link-local address on two ports", "ports: [{name: a, addresses: [\"fe80::1/64\"]}, {name: b, addresses: [\"fe80::1/64\"]}]", func(c *Config) bool { return len(c.Ports) == 2 }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -151,6 +154,9 @@ func TestFromInterfaces(t *testing.T) {
 	c, err := FromInterfaces([]string{"eth0", "eth1"})
 	if err != nil || len(c.Ports) != 2 || c.Ports[1].Name != "eth1" {
 		t.Fatalf("%+v, %v", c, err)
+	}
+	if y := string(c.YAML()); strings.Contains(y, "mac") || !strings.HasPrefix(y, "ports:\n  - name: eth0\n  - name: eth1\n") {
+		t.Errorf("YAML says what nobody set:\n%s", y)
 	}
 	if _, err = FromInterfaces([]string{"eth0", "eth0"}); err == nil || !strings.Contains(err.Error(), "already") {
 		t.Errorf("same name twice: %v", err)

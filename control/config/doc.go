@@ -20,10 +20,10 @@ const DefaultPath = "/etc/millrace.yaml"
 type Config struct {
 	Ports      []Port      `yaml:"ports"`
 	Pool       Pool        `yaml:"pool,omitzero"`
-	Workers    Workers     `yaml:"workers,omitzero"`
+	Workers    Workers     `yaml:"workers"`
 	Routes     []Route     `yaml:"routes,omitempty"`
 	Neighbours []Neighbour `yaml:"neighbours,omitempty"`
-	ICMP       ICMP        `yaml:"icmp,omitzero"`
+	ICMP       ICMP        `yaml:"icmp"`
 	Kernel     Kernel      `yaml:"kernel"`
 	API        API         `yaml:"api,omitzero"`
 	Metrics    Metrics     `yaml:"metrics,omitzero"`
@@ -71,8 +71,8 @@ type Pool struct {
 type Workers struct {
 	Cores Cores         `yaml:"cores,omitempty"` // none: chosen
 	Poll  string        `yaml:"poll,omitempty"`  // "busy" or "adaptive"
-	Spin  time.Duration `yaml:"spin,omitempty"`  // adaptive: time of empty polls before a worker sleeps
-	Sleep time.Duration `yaml:"sleep,omitempty"` // adaptive: longest sleep
+	Spin  time.Duration `yaml:"spin"`            // adaptive: time of empty polls before a worker sleeps
+	Sleep time.Duration `yaml:"sleep"`           // adaptive: longest sleep
 }
 
 // Route is a static route.

@@ -16,6 +16,9 @@ type MAC [6]byte
 
 func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 
+// IsZero: no address is set.
+func (m MAC) IsZero() bool { return m == MAC{} }
+
 // MarshalText writes aa:bb:cc:dd:ee:ff.
 func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
 

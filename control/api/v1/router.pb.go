@@ -1367,7 +1367,8 @@ type Drop struct {
 	Reason string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// What happened and what to do, in a sentence.
 	Doc string `protobuf:"bytes,3,opt,name=doc,proto3" json:"doc,omitempty"`
-	// "drop", "host" or "hold": what became of the packets.
+	// What became of the packets: "drop", "host" or "hold"; "note" counts an event, by
+	// which no packet leaves.
 	Kind          string `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`
 	Count         uint64 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
