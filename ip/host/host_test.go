@@ -333,7 +333,7 @@ func TestErrors4(t *testing.T) {
 			p := decode(t, b, layers.LayerTypeIPv4)
 			ip := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
 			icmp := p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4)
-			if icmp.TypeCode != layers.CreateICMPv4TypeCode(3, uint8(c.code)) || ip.TOS != 0xc0 || len(b) != 576 || !bytes.Equal(icmp.Payload, c.frame[14:14+548]) {
+			if icmp.TypeCode != layers.CreateICMPv4TypeCode(3, uint8(c.code)) || ip.TOS != 0xc8 || len(b) != 576 || !bytes.Equal(icmp.Payload, c.frame[14:14+548]) {
 				t.Errorf("%v", p)
 			}
 		})

@@ -95,7 +95,7 @@ func (h *Host) deliver4(f frame, b []byte) graph.Reason {
 		if f.multicast || !unicast4(src) || !h.wantsReset(p) {
 			return 0
 		}
-		o := packet.TCP(h.reply4(ip.Dst(), ip.Src(), packet.ProtoTCP, 0, packet.TCPSize))
+		o := packet.TCP(h.reply4(ip.Dst(), ip.Src(), packet.ProtoTCP, ip.TOS()&^3, packet.TCPSize))
 		reset(o, p)
 		packet.PutSum(o[16:], ^packet.Fold(packet.Sum(o, packet.IPv4(h.tx).Pseudo(len(o)))))
 		h.send(f, packet.IPv4Size+len(o))

@@ -269,8 +269,12 @@ func (h *Host) reply4(src, dst [4]byte, proto, tos uint8, n int) []byte {
 	return h.tx[packet.IPv4Size : packet.IPv4Size+n]
 }
 
-// tosError is the type of service of ICMP errors: internetwork control (RFC 1812 4.3.2.5).
-const tosError = 0xc0
+// Errors have precedence internetwork control and the packet's own type of service
+// (RFC 1812 4.3.2.5).
+const (
+	tosControl = 0xc0
+	tosKept    = 0x1e
+)
 
 // error4 sends an ICMP error about the packet b, unless RFC 1122 3.2.2 forbids it.
 func (h *Host) error4(f frame, b []byte, typ, code uint8) {
@@ -287,7 +291,7 @@ func (h *Host) error4(f frame, b []byte, typ, code uint8) {
 		return
 	}
 	k := min(len(b), maxError4-packet.IPv4Size-packet.ICMPSize)
-	p := h.reply4(ip.Dst(), ip.Src(), packet.ProtoICMP, tosError, packet.ICMPSize+k)
+	p := h.reply4(ip.Dst(), ip.Src(), packet.ProtoICMP, tosControl|ip.TOS()&tosKept, packet.ICMPSize+k)
 	p[0], p[1] = typ, code
 	packet.ICMP(p).SetRest(0)
 	copy(p[packet.ICMPSize:], b[:k])
