@@ -63,6 +63,15 @@ func (r *Ring) Get(dst []uint32) int {
 	return int(n)
 }
 
+// Ahead is up to n of the indices that the consumer will get next, as far as it knows
+// of them and they lie in one piece. borrowed: until the next Get.
+func (r *Ring) Ahead(n int) []uint32 {
+	t := r.tail.Load()
+	i := t & r.mask
+	k := min(r.know-t, uint32(len(r.buf))-i, uint32(n))
+	return r.buf[i : i+k]
+}
+
 // Len is the number of indices inside, at some moment during the call.
 func (r *Ring) Len() int { return int(r.head.Load() - r.tail.Load()) }
 

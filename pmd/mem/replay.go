@@ -19,7 +19,7 @@ type Replay struct {
 	pos  int
 	home int // packets of this lap that came back
 	laps int // still to begin; negative: without end
-	// Ahead is how many packets of the next burst Rx prefetches; 32 unless changed.
+	// Ahead is how many packets of the next burst Rx prefetches at most; 32 unless changed.
 	Ahead int
 }
 
