@@ -28,6 +28,11 @@
 //
 // sendmmsg on a second socket gathers chains and bypasses the kernel's qdiscs. Packets are copied during the call.
 //
+// # Privileges
+//
+// Open needs CAP_NET_RAW, CAP_NET_ADMIN to change the device and CAP_BPF for the program; a
+// device that comes back needs them again.
+//
 // # Removal
 //
 // When the device goes away the port reports Gone and receives nothing; when an

@@ -289,6 +289,68 @@ func TestLink(t *testing.T) {
 	}
 }
 
+// The MTU grew after Open: frames no longer fit the ring's slots.
+func TestLong(t *testing.T) {
+	r := newRig(t, pmd.Config{})
+	r.router.Run(t, "ip", "link", "set", "p", "mtu", "9000")
+	r.far.Run(t, "ip", "link", "set", "far", "mtu", "9000")
+	for _, tags := range [][]uint16{nil, {5}, {7, 8}} {
+		for _, payload := range []int{100, 1800, 2200, 8960} {
+			f := r.udp("203.0.113.9", payload, tags...)
+			r.send(t, f)
+			if got := r.recv(5 * time.Second); !bytes.Equal(got, f) {
+				t.Errorf("tags %x, payload %d: received %d bytes, or others", tags, payload, len(got))
+			}
+		}
+	}
+	// The kernel's long frames leave no trace in the order of ours.
+	if err := r.port.SetLocal([]netip.Addr{netip.MustParseAddr("203.0.113.8")}); err != nil {
+		t.Fatal(err)
+	}
+	r.send(t, r.udp("203.0.113.8", 8000))
+	f := r.udp("203.0.113.9", 8001)
+	r.send(t, f)
+	if got := r.recv(5 * time.Second); !bytes.Equal(got, f) {
+		t.Errorf("received %d bytes", len(got))
+	}
+	if c := r.port.Caps(); c.MaxFrame != 9014 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// Every packet that is not received is counted.
+func TestLoss(t *testing.T) {
+	r := newRig(t, pmd.Config{Ring: 64})
+	f := r.udp("203.0.113.9", 1000)
+	const sent = 500
+	for range sent {
+		r.send(t, f)
+	}
+	n := uint64(0)
+	for r.recv(200*time.Millisecond) != nil {
+		n++
+	}
+	s := r.port.Stats()
+	if s.RxPackets != n || n == 0 || s.RxRingFull == 0 || s.RxPackets+s.RxRingFull != sent {
+		t.Errorf("received %d of %d, %+v", n, sent, s)
+	}
+	if again := r.port.Stats(); again != s {
+		t.Errorf("%+v, then %+v", s, again)
+	}
+	all := make([]uint32, r.pool.Size())
+	k := r.cache.Alloc(all)
+	r.send(t, f)
+	err := waitFor(func() bool { r.q.Rx(make([]uint32, 1)); return r.port.Stats().RxNoBuffer == 1 })
+	r.cache.Free(all[:k])
+	if err != nil {
+		t.Errorf("no buffers: %+v", r.port.Stats())
+	}
+	r.send(t, f)
+	if got := r.recv(5 * time.Second); !bytes.Equal(got, f) {
+		t.Error("nothing received after the pool was empty")
+	}
+}
+
 // room makes n bytes of a fresh buffer its data.
 func room(m *packet.Mbuf, n int) []byte { return m.Append(n) }
 

@@ -173,3 +173,36 @@ func (q *queue) Tx(src []uint32) int {
 	q.c.TxFull += uint64(len(src) - n)
 	return n
 }
+
+func (r *recorder) u64(at uint64) *uint64 { return (*uint64)(unsafe.Pointer(&r.buf[at])) }
+
+// put copies a packet into the buffer; false where that is full.
+func (r *recorder) put(m *packet.Mbuf, now uint64) bool {
+	h := r.head.Load()
+	n := uint64(m.PktLen)
+	need := entryHead + (n+7)&^7
+	size := r.mask + 1
+	at := h & r.mask
+	rest := uint64(0) // unused at the end
+	if at+need > size {
+		rest = size - at
+	}
+	if h+rest+need-r.seen > size {
+		if r.seen = r.tail.Load(); h+rest+need-r.seen > size {
+			return false
+		}
+	}
+	if rest > 0 {
+		if rest >= entryHead {
+			*r.u64(at + 8) = skip
+		}
+		at = 0
+	}
+	*r.u64(at) = now
+	*r.u64(at + 8) = n
+	for to := r.buf[at+entryHead : at+entryHead+n]; m != nil; m = m.NextSeg() {
+		to = to[copy(to, m.Bytes()):]
+	}
+	r.head.Store(h + rest + need)
+	return true
+}

@@ -5,7 +5,6 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
@@ -13,7 +12,6 @@ import (
 
 	"millrace/internal/clock"
 	"millrace/internal/mem"
-	"millrace/packet"
 )
 
 // recorder takes packets from a queue's thread and writes them to a file by a goroutine of its own.
@@ -89,39 +87,6 @@ func newRecorderTo(f io.WriteCloser, port string, size int) (*recorder, error) {
 	return r, nil
 }
 
-func (r *recorder) u64(at uint64) *uint64 { return (*uint64)(unsafe.Pointer(&r.buf[at])) }
-
-// put copies a packet into the buffer; false where that is full.
-func (r *recorder) put(m *packet.Mbuf, now uint64) bool {
-	h := r.head.Load()
-	n := uint64(m.PktLen)
-	need := entryHead + (n+7)&^7
-	size := r.mask + 1
-	at := h & r.mask
-	rest := uint64(0) // unused at the end
-	if at+need > size {
-		rest = size - at
-	}
-	if h+rest+need-r.seen > size {
-		if r.seen = r.tail.Load(); h+rest+need-r.seen > size {
-			return false
-		}
-	}
-	if rest > 0 {
-		if rest >= entryHead {
-			*r.u64(at + 8) = skip
-		}
-		at = 0
-	}
-	*r.u64(at) = now
-	*r.u64(at + 8) = n
-	for to := r.buf[at+entryHead : at+entryHead+n]; m != nil; m = m.NextSeg() {
-		to = to[copy(to, m.Bytes()):]
-	}
-	r.head.Store(h + rest + need)
-	return true
-}
-
 // run writes until stop, and then what is left.
 func (r *recorder) run() {
 	defer close(r.done)
@@ -192,9 +157,6 @@ func (r *recorder) write(frame []byte, ticks uint64) error {
 		CaptureLength: len(frame), Length: len(frame),
 	}, frame)
 }
-
-// used is the number of bytes in the buffer.
-func (r *recorder) used() uint64 { return r.head.Load() - r.tail.Load() }
 
 // close writes what is left and ends the file.
 func (r *recorder) close() error {
