@@ -129,6 +129,9 @@ func (r *Router) openPort(p *port) (err error) {
 		Socket: c.Socket, Role: c.Role, ID: c.ID, Secret: c.Secret, Read: c.Read, Write: c.Write, Loop: int(c.Loop), Rate: float64(c.Rate),
 		Mode: c.Mode,
 	}
+	if c.Driver == "memif" && c.Role == "" {
+		pc.Role = "server"
+	}
 	var dev pmd.Port
 	if c.Driver == "" {
 		dev, err = kernelif.Open(pc)

@@ -89,6 +89,7 @@ type Router struct {
 	confirm  time.Time      // when the pending configuration is taken back; zero for none
 	pipe     *pipeline.Pipeline
 	follower *kernel.Follower
+	nextAsk  time.Time
 	stopKern func() // ends the follower and waits
 	ready    func()
 	measure  bool
@@ -141,7 +142,10 @@ func New(cfg *config.Config, o Options) (*Router, error) {
 }
 
 // upkeep is how often ports are looked at.
-const upkeep = 250 * time.Millisecond
+const upkeep = 100 * time.Millisecond
+
+// askGateways is how often next hops of routes in use are asked for while they are not known.
+const askGateways = time.Second
 
 // Run forwards until ctx ends. ready, which may be nil, is called once packets are forwarded. Run
 // may be called once; everything happens in the network namespace of the calling thread.
@@ -361,8 +365,11 @@ func (r *Router) maintain(now time.Time) {
 	for _, p := range r.ports {
 		r.tend(p, now)
 	}
-	for _, n := range r.fib.Unresolved() {
-		r.ask(wish{n.Iface, n.Addr})
+	if now.After(r.nextAsk) {
+		r.nextAsk = now.Add(askGateways)
+		for _, n := range r.fib.Unresolved() {
+			r.ask(wish{n.Iface, n.Addr})
+		}
 	}
 	r.domain.Reclaim()
 	expired := !r.confirm.IsZero() && now.After(r.confirm)
