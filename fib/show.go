@@ -1,6 +1,7 @@
 package fib
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -176,5 +177,14 @@ func traceGroup(t *graph.Look) string {
 func traceAdj(t *graph.Look) string {
 	a := t.Vector.Adj[t.Pos]
 	adj := &t.Worker.Tables.Adjs[a]
-	return fmt.Sprintf("group %d, adjacency %d: interface %d", t.Vector.NH[t.Pos], a, adj.Iface)
+	name, ok := (*t.Worker.Tables.Names.Load())[adj.Iface]
+	if !ok {
+		name = fmt.Sprint("interface ", adj.Iface)
+	}
+	rw := binary.LittleEndian.AppendUint64(nil, adj.RW0)
+	mac := pmd.MAC(rw[:6])
+	if adj.L2 > 14 {
+		mac = pmd.MAC(adj.Head[:6])
+	}
+	return fmt.Sprintf("next hop %s on %s, MTU %d (group %d, adjacency %d)", mac, name, adj.MTU, t.Vector.NH[t.Pos], a)
 }

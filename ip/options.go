@@ -129,7 +129,11 @@ func Options4() *graph.Stage {
 		Name: "options4", Doc: "record route and timestamp options", Lane: graph.IPv4,
 		New: func(w *graph.Worker) graph.Runner { return &fill4{w} },
 		Trace: func(t *graph.Look) string {
-			return strconv.Itoa(int(*(*byte)(t.Vector.Header(t.Pos))&15)*4-packet.IPv4Size) + " bytes of options"
+			n := int(*(*byte)(t.Vector.Header(t.Pos))&15)*4 - packet.IPv4Size
+			if n == 0 {
+				return ""
+			}
+			return strconv.Itoa(n) + " bytes of options"
 		},
 	}
 }

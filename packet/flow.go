@@ -70,11 +70,16 @@ func hasPorts(proto uint8) bool {
 	return false
 }
 
-// ported has a bit for each protocol whose first four bytes name the flow: those with
-// ports, and ESP with its SPI.
-var ported = [4]uint64{
-	1<<ProtoTCP | 1<<ProtoUDP | 1<<ProtoDCCP | 1<<ProtoESP, 0,
-	1<<(ProtoSCTP-128) | 1<<(ProtoUDPLite-128), 0,
+// Protocols whose first four bytes name the flow, a bit each: those with ports, and ESP
+// with its SPI. portsLow has 0 to 63, portsHigh 128 to 191.
+const (
+	portsLow  = 1<<ProtoTCP | 1<<ProtoUDP | 1<<ProtoDCCP | 1<<ProtoESP
+	portsHigh = 1<<(ProtoSCTP-128) | 1<<(ProtoUDPLite-128)
+)
+
+// ported is 1 for protocols of portsLow and portsHigh: shifts of 64 and more give 0.
+func ported(proto uint8) uint64 {
+	return (uint64(portsLow)>>proto | uint64(portsHigh)>>(proto-128)) & 1
 }
 
 // FlowSeed enters every flow hash: routers in a row with equal seeds would all
@@ -96,13 +101,21 @@ func Mix(a, b uint64) uint32 {
 // FlowHash4 hashes the flow of the IPv4 packet at p, of which n bytes lie in one piece:
 // addresses and protocol, and ports (or ESP's SPI) where the packet is
 // no fragment and its header has no options. The directions of a flow hash differently.
+//
+// A loop that must not call writes it as Mix(*(*uint64)(unsafe.Add(p, 12)), Ports4(p, n)):
+// both parts are inlined, the whole is too large to be.
 func FlowHash4(p unsafe.Pointer, n uint16) uint32 {
+	return Mix(*(*uint64)(unsafe.Add(p, 12)), Ports4(p, n))
+}
+
+// Ports4 is what of a flow is not addresses: see FlowHash4.
+func Ports4(p unsafe.Pointer, n uint16) uint64 {
 	proto := *(*uint8)(unsafe.Add(p, 9))
 	x := uint64(proto)
-	if n >= 24 && *(*uint8)(p) == 0x45 && *(*uint16)(unsafe.Add(p, 6))&notFrag4 == 0 && ported[proto>>6]>>(proto&63)&1 != 0 {
+	if n >= 24 && *(*uint8)(p) == 0x45 && *(*uint16)(unsafe.Add(p, 6))&notFrag4 == 0 && ported(proto) != 0 {
 		x |= uint64(*(*uint32)(unsafe.Add(p, 20))) << 32
 	}
-	return Mix(*(*uint64)(unsafe.Add(p, 12)), x)
+	return x
 }
 
 // notFrag4 is MF and the offset, as a native load sees them.
@@ -113,18 +126,27 @@ var label6 = binary.NativeEndian.Uint32([]byte{0, 0x0f, 0xff, 0xff})
 
 // FlowHash6 is FlowHash4 for IPv6: addresses and flow label where the sender has set one
 // (RFC 6438), which keeps fragments and headers with extensions on the way of their
-// flow; else addresses, next header and ports.
-func FlowHash6(p unsafe.Pointer, n uint16) uint32 {
+// flow; else addresses, next header and ports. Its inlined form is Mix6(p, Ports6(p, n)).
+func FlowHash6(p unsafe.Pointer, n uint16) uint32 { return Mix6(p, Ports6(p, n)) }
+
+// Ports6 is what of a flow is not addresses: see FlowHash6.
+func Ports6(p unsafe.Pointer, n uint16) uint64 {
 	x := uint64(*(*uint32)(p) & label6)
 	if x == 0 {
 		x = uint64(*(*uint8)(unsafe.Add(p, 6)))
-		if n >= 44 && ported[x>>6&3]>>(x&63)&1 != 0 {
+		if n >= 44 && ported(uint8(x)) != 0 {
 			x |= uint64(*(*uint32)(unsafe.Add(p, 40))) << 32
 		}
 	}
+	return x
+}
+
+// Mix6 hashes the addresses of the IPv6 header at p with x.
+func Mix6(p unsafe.Pointer, x uint64) uint32 {
 	hi, lo := bits.Mul64(*(*uint64)(unsafe.Add(p, 8))^FlowSeed, *(*uint64)(unsafe.Add(p, 16))^mix0)
 	h2, l2 := bits.Mul64(*(*uint64)(unsafe.Add(p, 24))^mix1, *(*uint64)(unsafe.Add(p, 32))^FlowSeed)
-	return Mix(hi^lo^x, h2^l2^x<<17)
+	hi, lo = bits.Mul64(hi^lo^x, h2^l2^x<<17^mix0)
+	return uint32(hi ^ lo)
 }
 
 // SymHash4 is FlowHash4 without direction: both directions of a flow hash

@@ -8,11 +8,14 @@ import (
 var xHostMissed = graph.NewReason(graph.ReasonInfo{Stage: "host", Name: "not-filtered",
 	Doc: "A packet for the host came past the kernel's filter, most likely in the moment in which an address was added. The next one reaches the kernel."})
 
+var xHostSelf = graph.NewReason(graph.ReasonInfo{Stage: "host", Name: "to-itself",
+	Doc: "A packet that the router made, such as an ICMP error, was for the router itself: what it answers had a forged source address."})
+
 // HostExit hands packets for the host to who owns the interface: the kernel by the port's
 // TAP, the kernel that has seen the packet itself, or the built-in host.
 var HostExit = &graph.Stage{
 	Name: "host", Doc: "hand local packets to the kernel or to the built-in host",
-	Reasons: []graph.Reason{xHostMissed},
+	Reasons: []graph.Reason{xHostMissed, xHostSelf},
 	New: func(w *graph.Worker) graph.Runner {
 		h := &hostExit{w: w}
 		h.builtin, _ = w.Instances[host.Name].(graph.Taker)
@@ -32,6 +35,8 @@ func (h *hostExit) Take(v *graph.Vector, pos []uint8, why graph.Reason) {
 	for k, i := range pos {
 		ifc := &t.Ifaces[v.In[i]&(graph.MaxIfaces-1)]
 		switch tap := t.Taps[ifc.Port&(graph.MaxPorts-1)]; {
+		case v.In[i] == 0:
+			w.Discard(v.Idx[i], xHostSelf)
 		case tap != 0:
 			w.Send(tap, v.Idx[i])
 		case ifc.Flags&graph.IfSeesAll != 0:

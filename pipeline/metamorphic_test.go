@@ -155,7 +155,7 @@ func TestMetamorphic(t *testing.T) {
 		{"two workers", 256, 2, Adaptive, "mem"},
 		{"two workers, burst 1", 1, 2, Adaptive, "mem"},
 		{"memif", 256, 1, Adaptive, "memif"},
-		//{"pcap", 256, 1, Adaptive, "pcap"},
+		{"pcap", 256, 1, Adaptive, "pcap"},
 	}
 	for _, in := range []string{"mix", "captures"} {
 		t.Run(in, func(t *testing.T) {

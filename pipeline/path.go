@@ -32,6 +32,7 @@ func Default(d Parts) Path {
 			fib.LookupNextHop6(d.FIB),
 			ip.Options4(),
 			Rewrite(MTUReasons{frag.XFragment, frag.XDF, frag.X6TooBig}, icmp.Redirector),
+			Transmit,
 		},
 		// The exits to the right: they take what leaves by reason, in no order.
 		Exits: []*graph.Stage{
@@ -107,7 +108,7 @@ func (p Path) String() string {
 		fmt.Fprintf(&b, "  |\n  v\n  %-22s %-5s %s\n", st.Name, st.Lane, st.Doc)
 		exits(st, "|")
 	}
-	b.WriteString("  |\n  v\n  tx\n\nexits\n")
+	b.WriteString("\nexits\n")
 	for _, st := range p.Exits {
 		back := ""
 		if st.Resume != "" {

@@ -214,7 +214,7 @@ func (p *Pipeline) AddPort(port pmd.Port, iface uint16) (uint16, error) {
 		kind = graph.TxHost
 	}
 	for _, w := range p.workers {
-		b := &graph.TxBuf{Kind: kind}
+		b := &graph.TxBuf{Kind: kind, Segments: port.Caps().Segments}
 		if own := ps.inputs[w]; own != nil {
 			b.Q = own[0].q
 		} else {

@@ -6,13 +6,13 @@ import (
 	"millrace/pipeline/graph"
 )
 
-// Rewrite decrements TTL or hop limit, writes the new Ethernet header and hands
-// the packets to their ports: one stage, since nothing stands between. Packets larger than
-// the adjacency's MTU leave for fragmentation, or for the ICMP error that they owe.
+// Rewrite decrements TTL or hop limit, writes the new Ethernet header and collects the packets
+// by port. Packets larger than the adjacency's MTU leave for fragmentation, or for the
+// ICMP error that they owe.
 func Rewrite(x MTUReasons, redirect Redirector) *graph.Stage {
 	return &graph.Stage{
-		Name: "rewrite", Doc: "TTL, checksum, Ethernet header; then transmit", Lane: graph.Any,
-		Reasons: []graph.Reason{x.Fragment, x.DontFragment, x.TooBig6, xHeadroom, graph.XTxFull},
+		Name: "rewrite", Doc: "TTL, checksum, Ethernet header", Lane: graph.Any,
+		Reasons: []graph.Reason{x.Fragment, x.DontFragment, x.TooBig6, xHeadroom},
 		New: func(w *graph.Worker) graph.Runner {
 			r := &rewrite{w: w, x: x}
 			if redirect != nil {
@@ -66,8 +66,19 @@ func (s *rewrite) Run(v *graph.Vector) {
 			s.redirects(v, &v.Lane6, v.N6)
 		}
 	}
-	w.Flush()
 }
+
+// Transmit gives the ports what was collected for them, one burst each.
+var Transmit = &graph.Stage{
+	Name: "tx", Doc: "transmit, one burst a port", Lane: graph.Any,
+	Reasons: []graph.Reason{graph.XTxFull, graph.XNoPort},
+	New:     func(w *graph.Worker) graph.Runner { return transmit{w} },
+	Trace:   traceTransmit,
+}
+
+type transmit struct{ w *graph.Worker }
+
+func (s transmit) Run(*graph.Vector) { s.w.Flush() }
 
 // rewrite4 handles the IPv4 lane by runs of one adjacency. Packets that do not fit go to
 // v.Odd. It reports whether any goes out by the interface that it came in by, and

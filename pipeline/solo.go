@@ -37,7 +37,7 @@ func (s *Solo) AddPort(port pmd.Port, iface uint16) (uint16, error) {
 	}
 	s.Tables.Ports[s.n] = port
 	s.Tables.Ifaces[iface].Port = s.n
-	s.Tx[s.n] = &graph.TxBuf{Q: q}
+	s.Tx[s.n] = &graph.TxBuf{Q: q, Segments: port.Caps().Segments}
 	s.addInput(&input{q: q, port: s.n, iface: iface, name: port.Name()})
 	return s.n, nil
 }

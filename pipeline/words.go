@@ -2,8 +2,10 @@ package pipeline
 
 import (
 	"fmt"
+	"unsafe"
 
 	"millrace/pipeline/graph"
+	"millrace/pmd"
 )
 
 // What trace says of the pipeline's own stages.
@@ -15,8 +17,17 @@ func traceClassify(t *graph.Look) string {
 
 func traceRewrite(t *graph.Look) string {
 	v, i := t.Vector, t.Pos
-	a := &t.Worker.Tables.Adjs[v.Adj[i]]
-	return fmt.Sprintf("TTL decremented, new Ethernet header; sent by %s", ifaceName(t.Worker.Tables, a.Iface))
+	p := v.Header(i)
+	at := uintptr(8)
+	if *(*uint8)(p)>>4 == 6 {
+		at = 7
+	}
+	return fmt.Sprintf("TTL now %d; Ethernet header to %s", *(*uint8)(unsafe.Add(p, at)), pmd.MAC(v.Mbuf(i).Bytes()[:6]))
+}
+
+func traceTransmit(t *graph.Look) string {
+	a := &t.Worker.Tables.Adjs[t.Vector.Adj[t.Pos]]
+	return "sent by " + ifaceName(t.Worker.Tables, a.Iface)
 }
 
 func ifaceName(t *graph.Tables, iface uint16) string {

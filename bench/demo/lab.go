@@ -289,6 +289,7 @@ func traced(p *v1.TracedPacket) string {
 	for _, l := range p.Lines {
 		fmt.Fprintf(&b, "  %-20s %s\n", l.Stage, l.Text)
 	}
+	fmt.Fprintf(&b, "  => %s: %s\n", p.Fate, p.Doc)
 	return b.String()
 }
 

@@ -27,7 +27,8 @@ type Stage struct {
 	// the stage behind it. Only for Sources.
 	Resume string
 	New    func(w *Worker) Runner
-	// Trace tells what the stage did to a packet that stayed on the road, in words.
+	// Trace tells what the stage did to a packet that stayed on the road, in words; ""
+	// where there is nothing to tell.
 	Trace func(t *Look) string
 }
 

@@ -39,7 +39,9 @@ type TxBuf struct {
 	Bytes uint64
 	Q     pmd.Queue
 	Kind  TxKind
-	Buf   [VectorSize]uint32
+	// Segments is the longest chain that the port transmits, 0 for any.
+	Segments int
+	Buf      [VectorSize]uint32
 }
 
 // TxKind says in which account of the conservation law a TxBuf's packets end.

@@ -144,23 +144,24 @@ func (t *Tracer) tell(w *graph.Worker, v *graph.Vector, st *graph.Stage, s *foll
 		if st.Trace != nil {
 			text = st.Trace(&graph.Look{Worker: w, Vector: v, Pos: i})
 		}
-		p.Steps = append(p.Steps, Step{st.Name, text})
+		if text != "" {
+			p.Steps = append(p.Steps, Step{st.Name, text})
+		}
 	}
 }
 
-// fate tells why a packet left.
+// fate tells in a word what became of a packet that left; its reason's Doc says why.
 func fate(why graph.Reason) string {
 	x := why.Info()
-	verb := "dropped"
 	switch {
 	case x.Kind == graph.Host:
-		verb = "to the host"
+		return "leaves for the host: " + why.String()
 	case x.Kind == graph.Hold:
-		verb = "held by " + x.To
+		return "held by " + x.To + ": " + why.String()
 	case x.ICMP4.Owed || x.ICMP6.Owed:
-		verb = "dropped, the sender is told by ICMP"
+		return "dropped, the sender is told by ICMP: " + why.String()
 	}
-	return fmt.Sprintf("%s (%s): %s", verb, why, x.Doc)
+	return "dropped: " + why.String()
 }
 
 // End gives out what was followed.
