@@ -516,6 +516,7 @@ func (c *Cache) CloneRange(m *Mbuf, off, n int) *Mbuf {
 			}
 			return nil
 		}
+		off = min(off, int(m.DataLen)) // beyond it where nothing is asked for
 		k := min(int(m.DataLen)-off, n)
 		s.attach(m, off, k)
 		if head == nil {

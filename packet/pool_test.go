@@ -304,6 +304,20 @@ func TestCloneWithoutBuffers(t *testing.T) {
 	closePool(t, p, c)
 }
 
+func TestCloneOfNothing(t *testing.T) {
+	p, c := testPool(t, 128)
+	m := chain(c, make([]byte, 100), 10, 30)
+	for _, off := range []int{0, 5, 10, 50, 100} {
+		x := c.CloneRange(m, off, 0)
+		if x.NbSegs != 1 || x.PktLen != 0 || x.DataLen != 0 {
+			t.Errorf("no bytes from %d on: %d segments, %d and %d bytes", off, x.NbSegs, x.PktLen, x.DataLen)
+		}
+		c.Free1(x)
+	}
+	c.Free1(m)
+	closePool(t, p, c)
+}
+
 func TestFreeSegs(t *testing.T) {
 	p, c := testPool(t, 128)
 	m := chain(c, make([]byte, 100), 30, 30)

@@ -371,7 +371,7 @@ func TestFlowHashSees(t *testing.T) {
 		put16(v4[6:], []uint16{0, IPv4DF, IPv4MF, 5}[r.IntN(4)])
 		p := unsafe.Pointer(&v4[0])
 		before, sym := FlowHash4(p, 28), SymHash4(p, 28)
-		ports := ported[v4[9]>>6]>>(v4[9]&63)&1 != 0 && !IPv4(v4).IsFragment()
+		ports := ported(v4[9]) != 0 && !IPv4(v4).IsFragment()
 		for i := range v4 {
 			v4[i] ^= 0x10
 			if i == 0 || i == 6 || i == 7 || i == 9 {
