@@ -38,6 +38,8 @@ type Options struct {
 	Add []func(root *cobra.Command)
 	// Dial reaches the router at a socket; nil is api.Dial.
 	Dial func(socket string) api.Backend
+
+	keepPrivileges bool // for tests, whose process lives on
 }
 
 // Exit codes.

@@ -38,8 +38,8 @@ over. Routes and neighbours come from the kernel, as they change, and from the f
 Ctrl-C or SIGTERM stops the router and leaves the interfaces as they were; SIGHUP
 reads the file again and applies what changed. Under systemd use Type=notify.
 
-It needs the capabilities CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK: run
-it as root, or see ` + "`millrace doctor`" + `.`,
+It needs the capabilities CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK, and gives
+all others up once it forwards: run it as root, or see ` + "`millrace doctor`" + `.`,
 		Example: `  sudo millrace run eth0 eth1
   sudo millrace run --config /etc/millrace.yaml
   sudo millrace run --socket /run/lab.sock --config lab.yaml`,
@@ -155,6 +155,11 @@ func (a *app) runRouter(ctx context.Context, cfg *config.Config, socket, logLeve
 	done := make(chan error, 1)
 	go func() {
 		done <- r.Run(ctx, func() {
+			if !a.keepPrivileges {
+				if err := dropPrivileges(); err != nil {
+					log.Warn("privileges kept", zap.Error(err))
+				}
+			}
 			log.Info("forwarding", zap.String("socket", socket), zap.Int("ports", len(cfg.Ports)))
 			notify(log, "READY=1\nSTATUS=forwarding")
 		})

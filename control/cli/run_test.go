@@ -37,7 +37,7 @@ func (r *runnable) Run(ctx context.Context, ready func()) error {
 }
 
 func runnableOptions(r *runnable) Options {
-	return Options{Version: "v1.2.3", NewRouter: func(cfg *config.Config, log *zap.Logger, level zap.AtomicLevel) (Router, error) {
+	return Options{Version: "v1.2.3", keepPrivileges: true, NewRouter: func(cfg *config.Config, log *zap.Logger, level zap.AtomicLevel) (Router, error) {
 		r.cfg = cfg
 		return r, nil
 	}}
