@@ -17,6 +17,7 @@ func TestTrace(t *testing.T) {
 		{Check4(), rig.UDP4("203.0.113.5", "198.51.100.9", nil, 8), "203.0.113.5 -> 198.51.100.9 proto 17 ttl 64 len 28"},
 		{Check6(), rig.IP6("2001:db8::5", "2001:db8::9", 58, nil), "2001:db8::5 -> 2001:db8::9 next 58 hop limit 64 len 40"},
 		{Options4(), rig.UDP4("203.0.113.5", "198.51.100.9", []byte{148, 4, 0, 0}, 8), "4 bytes of options"},
+		{Options4(), rig.UDP4("203.0.113.5", "198.51.100.9", nil, 8), ""},
 	}
 	for _, c := range cases {
 		i := r.Add(c.p, 0)

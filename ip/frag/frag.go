@@ -97,6 +97,7 @@ func (f *fragmenter) split(v *graph.Vector, i uint8) graph.Reason {
 	if mtu < hl+8 {
 		return XMTU
 	}
+	segments := w.Tx[adj.Port&(graph.MaxPorts-1)].Segments
 	room := queueSize - f.queue.Len()
 	n := 0
 	why := graph.Reason(0)
@@ -117,7 +118,7 @@ func (f *fragmenter) split(v *graph.Vector, i uint8) graph.Reason {
 			why = XNoBuffer
 			break
 		}
-		x := f.one(m, l3+hl+off, size, h, adj)
+		x := f.one(m, l3+hl+off, size, h, segments)
 		if x == nil {
 			why = XNoBuffer
 			break
@@ -146,9 +147,9 @@ func (f *fragmenter) split(v *graph.Vector, i uint8) graph.Reason {
 	return 0
 }
 
-// one makes a fragment of size payload bytes at offset off of m, behind header h; nil where
-// there are no buffers.
-func (f *fragmenter) one(m *packet.Mbuf, off, size int, h packet.IPv4, adj *graph.Adj) *packet.Mbuf {
+// one makes a fragment of size payload bytes at offset off of m, behind header h, for a port that sends
+// chains of so many segments, 0 for any; nil where there are no buffers.
+func (f *fragmenter) one(m *packet.Mbuf, off, size int, h packet.IPv4, segments int) *packet.Mbuf {
 	c := f.w.Cache
 	x := c.Alloc1()
 	if x == nil {
@@ -161,7 +162,7 @@ func (f *fragmenter) one(m *packet.Mbuf, off, size int, h packet.IPv4, adj *grap
 		c.Free1(x)
 		return nil
 	}
-	if p := f.w.Tables.Ports[adj.Port&(graph.MaxPorts-1)]; p != nil && 1+int(body.NbSegs) > p.Caps().Segments && size <= x.TailSpace() {
+	if segments != 0 && 1+int(body.NbSegs) > segments && size <= x.TailSpace() {
 		c.Free1(body)
 		m.CopyOut(off, x.Append(size))
 		return x

@@ -13,7 +13,6 @@ import (
 	"millrace/ip/internal/rig"
 	"millrace/packet"
 	"millrace/pipeline/graph"
-	"millrace/pmd"
 )
 
 // slow is RFC 791's procedure, byte by byte: the packet's fragments for an MTU.
@@ -174,15 +173,10 @@ func TestNoCopy(t *testing.T) {
 	r.FreeAll()
 }
 
-// short is a port that sends chains of one segment.
-type short struct{ pmd.Port }
-
-func (short) Caps() pmd.Caps { return pmd.Caps{Segments: 1} }
-
 func TestShortChains(t *testing.T) {
 	r := rig.New(t, 256, Stage())
 	r.W.Tables.Adjs[2].MTU = 600
-	r.W.Tables.Ports[2] = short{}
+	r.W.Tx[2].Segments = 1
 	p := testCase{payload: 1400}.packet()
 	i := r.Add(p, 0, 500, 300)
 	r.V.Adj[i] = 2
