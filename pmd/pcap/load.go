@@ -341,8 +341,10 @@ func parseIface(b []byte, bo binary.ByteOrder) (i ngIface, err error) {
 			}
 		case code == 14 && n == 8: // if_tsoffset
 			i.offset = int64(bo.Uint64(v))
-		case code == 13 && n == 1: // if_fcslen, in bytes for all who write it
-			i.fcs = int(v[0])
+		case code == 13 && n == 1: // if_fcslen, in bits; some write bytes
+			if i.fcs = int(v[0]); i.fcs >= 16 {
+				i.fcs /= 8
+			}
 		}
 	}
 	return i, nil

@@ -332,3 +332,53 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// Real captures, where there are any, are read as gopacket reads them.
+func TestCaptures(t *testing.T) {
+	dir := os.Getenv("MILLRACE_DATA")
+	if dir == "" {
+		dir = "../../../shared/data"
+	}
+	dir = filepath.Join(dir, "captures")
+	if _, err := os.Stat(dir); err != nil {
+		t.Skip("no captures: ", err)
+	}
+	n, refused := 0, 0
+	filepath.WalkDir(dir, func(name string, e os.DirEntry, err error) error {
+		if st, serr := os.Stat(name); err != nil || serr != nil || !st.Mode().IsRegular() || st.Size() > 4<<20 || n >= 500 {
+			return nil
+		}
+		b, err := os.ReadFile(name)
+		if err != nil || len(b) < 4 {
+			return nil
+		}
+		want, times, err := oracle(b)
+		c, perr := parse(b)
+		if err != nil || perr != nil {
+			if perr != nil {
+				refused++
+				t.Logf("%s: %v (gopacket: %v)", filepath.Base(name), perr, err)
+			}
+			return nil
+		}
+		n++
+		if c.bad+c.other > 0 {
+			return nil
+		}
+		if !slices.EqualFunc(frames(c), want, bytes.Equal) {
+			t.Errorf("%s: %d frames, gopacket reads %d, or others", name, len(c.recs), len(want))
+			return nil
+		}
+		for i, r := range c.recs {
+			if r.time != times[i] && times[i] > 0 {
+				t.Errorf("%s: packet %d at %d, gopacket says %d", name, i+1, r.time, times[i])
+				break
+			}
+		}
+		return nil
+	})
+	t.Logf("%d captures compared, %d refused", n, refused)
+	if n == 0 {
+		t.Error("no capture could be compared")
+	}
+}

@@ -16,6 +16,7 @@ type queue struct {
 	c     *pmd.Stats
 	v     *vectors
 	cache *packet.Cache
+	gone  bool // the device was removed
 }
 
 func (q *queue) Start(c *packet.Cache) error {
@@ -35,7 +36,7 @@ func (q *queue) Arm() bool { return true }
 // Rx ends with a system call that finds nothing.
 func (q *queue) Rx(dst []uint32) int {
 	n := 0
-	for n < len(dst) {
+	for n < len(dst) && !q.gone {
 		m := q.cache.Alloc1()
 		if m == nil {
 			break // what waits stays in the device
@@ -47,6 +48,9 @@ func (q *queue) Rx(dst []uint32) int {
 			q.cache.Free1(m)
 			if e == unix.EINTR {
 				continue
+			}
+			if e == unix.EBADFD {
+				q.leave()
 			}
 			break
 		}
@@ -61,6 +65,16 @@ func (q *queue) Rx(dst []uint32) int {
 	}
 	q.c.RxPackets += uint64(n)
 	return n
+}
+
+// leave puts a descriptor that never is readable in the place of that of a device which is
+// gone, which would wake the thread for ever.
+func (q *queue) leave() {
+	q.gone = true
+	if fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err == nil {
+		unix.Dup3(fd, q.fd, unix.O_CLOEXEC)
+		unix.Close(fd)
+	}
 }
 
 // long appends what lies in the tail; false, counted, where there is no room.
@@ -88,7 +102,7 @@ func (q *queue) long(m *packet.Mbuf) bool {
 
 func (q *queue) Tx(src []uint32) int {
 	n := 0
-	for n < len(src) {
+	for n < len(src) && !q.gone {
 		k := q.gather(packet.At(src[n]))
 		if k == 0 { // more segments than Caps says
 			q.c.TxFailed++

@@ -13,6 +13,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 
+	"golang.org/x/sys/unix"
+
 	"millrace/internal/testnet"
 	"millrace/packet"
 	"millrace/pmd"
@@ -144,6 +146,9 @@ func TestPing(t *testing.T) {
 		t.Errorf("a device that is gone gave or took %d", n)
 	}
 	c.Free(b)
+	if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(q.Fd()), Events: unix.POLLIN}}, 0); !q.Arm() || n != 0 {
+		t.Error("a device that is gone wakes the thread")
+	}
 	q.Stop()
 	p.Close()
 	c.Close()
