@@ -15,6 +15,8 @@
 //	TCP        a reset for every segment (RFC 9293 3.10.7.1)
 //	IPv6       options, routing headers (RFC 5095), fragments (RFC 8200 4, RFC 6946)
 //
+// IPv4 options are neither honoured nor reflected, and ICMP timestamps not answered.
+//
 // # Addresses
 //
 // Its addresses are those of graph.Tables.Addrs, on whichever interface they are, as

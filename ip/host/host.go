@@ -48,7 +48,8 @@ var (
 // Config changes what a Service does. The zero value serves.
 type Config struct {
 	// Learn is told each neighbour address that was resolved or changed, and Lost each that no longer
-	// answers: on a worker's thread, so they must neither block nor allocate much.
+	// answers: on a worker's thread, so they must neither block nor allocate much, and
+	// by each worker that knows the neighbour, so the same may be told more than once.
 	Learn func(iface uint16, addr netip.Addr, mac [6]byte)
 	Lost  func(iface uint16, addr netip.Addr)
 	// NoReset leaves TCP segments unanswered.
@@ -102,12 +103,15 @@ type event struct {
 	hasLL bool
 	mac   [6]byte
 	addr  netip.Addr
+	wait  uint64 // of a query: the maximum response delay, milliseconds
+	old   bool   // of a query: of version 1
 }
 
 const (
 	evSolicit   = iota
 	evAdvertise // a neighbour advertisement or ARP reply
 	evSource    // the sender of a solicitation or ARP request
+	evQuery     // an MLD query
 )
 
 // Host is one worker's instance. Its methods are for the worker's thread.
@@ -295,6 +299,8 @@ func (h *Host) event(e event) {
 		h.advertised(e, false)
 	case evSource:
 		h.heard(e, false)
+	case evQuery:
+		h.queried(e)
 	}
 }
 

@@ -13,7 +13,9 @@ import (
 type mld struct {
 	addrs *graph.Addresses // whose groups have been reported
 	links []mldLink
-	next  uint64 // earliest deadline
+	next  uint64                       // earliest deadline
+	in    [graph.MaxIfaces / 64]uint64 // interfaces of links
+	scan  uint16                       // next interface to look at
 }
 
 // mldLink is an interface with groups.
@@ -65,6 +67,13 @@ func (h *Host) mldTick() {
 	if h.w.ID != 0 {
 		return
 	}
+	for range 32 { // an interface that came up or went down shows within MaxIfaces/32 ticks
+		i := h.mld.scan % graph.MaxIfaces
+		h.mld.scan++
+		if h.reports(i) != (h.mld.in[i/64]>>(i%64)&1 != 0) {
+			h.mld.addrs = nil
+		}
+	}
 	if a := h.w.Tables.Addrs.Load(); a != h.mld.addrs {
 		h.mld.addrs = a
 		h.rejoin(a)
@@ -91,15 +100,22 @@ func (h *Host) mldTick() {
 	}
 }
 
+// reports says whether the host is the interface's, and so its groups are its to report.
+func (h *Host) reports(i uint16) bool {
+	ifc := &h.w.Tables.Ifaces[i]
+	return i != 0 && ifc.Flags&(graph.IfUp|graph.IfKernel) == graph.IfUp && h.w.Tables.Taps[ifc.Port&(graph.MaxPorts-1)] == 0
+}
+
 // rejoin reads the interfaces' groups again. Addresses change rarely: this may allocate.
 func (h *Host) rejoin(a *graph.Addresses) {
 	old := h.mld.links
 	h.mld.links = nil
+	clear(h.mld.in[:])
 	for i := uint16(1); i < graph.MaxIfaces; i++ {
-		ifc := &h.w.Tables.Ifaces[i]
-		if ifc.Flags&graph.IfUp == 0 || ifc.Flags&graph.IfKernel != 0 || h.w.Tables.Taps[ifc.Port&(graph.MaxPorts-1)] != 0 {
+		if !h.reports(i) {
 			continue
 		}
+		h.mld.in[i/64] |= 1 << (i % 64)
 		l := mldLink{iface: i, at: never}
 		add := func(x netip.Addr) {
 			if g := solicitedNode(x); !slices.Contains(l.groups, g) && len(l.groups) < maxMLDGroups {
@@ -129,21 +145,28 @@ func (h *Host) query(f frame, b, p []byte) graph.Reason {
 	if len(p) < 24 || b[7] != 1 || !src.IsLinkLocalUnicast() || b[6] != packet.ProtoHopByHop {
 		return xMalformed
 	}
-	if h.w.ID != 0 { // the first worker's host reports; queries are repeated
-		return 0
-	}
 	wait := uint64(p[4])<<8 | uint64(p[5]) // milliseconds
 	if len(p) >= 28 && wait >= 1<<15 {     // RFC 3810 5.1.3
 		wait = (wait&0xfff | 0x1000) << (wait>>12&7 + 3)
 	}
+	e := event{kind: evQuery, iface: f.iface, old: len(p) == 24, wait: wait}
+	h.tell(e)
+	h.queried(e)
+	return 0
+}
+
+// queried lets the first worker's host answer a query that any worker has received.
+func (h *Host) queried(e event) {
+	if h.w.ID != 0 {
+		return
+	}
 	for i := range h.mld.links {
-		if l := &h.mld.links[i]; l.iface == f.iface {
-			l.old = len(p) == 24
-			l.at = min(l.at, h.w.Now+h.rand.Uint64N(wait*h.hz/1000+1))
+		if l := &h.mld.links[i]; l.iface == e.iface {
+			l.old = e.old
+			l.at = min(l.at, h.w.Now+h.rand.Uint64N(e.wait*h.hz/1000+1))
 			h.mld.next = min(h.mld.next, l.at)
 		}
 	}
-	return 0
 }
 
 // report sends an interface's memberships: one message of version 2, or one of version 1 for

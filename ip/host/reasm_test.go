@@ -11,6 +11,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"millrace/packet"
+	"millrace/pipeline/graph"
 )
 
 var layersEthernet = layers.LayerTypeEthernet
@@ -254,8 +255,8 @@ func TestTooMany(t *testing.T) {
 // TestMLD: the groups of addresses are reported twice, and again when asked for.
 func TestMLD(t *testing.T) {
 	r := newRig(t, Config{}, "2001:db8:1::1/64", "2001:db8:2::1/64", "192.0.2.1/24")
-	r.w.Tables.Ifaces[2].Flags |= 1 << 2 // a kernel's
-	r.w.Tables.Ifaces[3].Flags = 0       // down
+	r.w.Tables.Ifaces[2].Flags |= graph.IfKernel
+	r.w.Tables.Ifaces[3].Flags = 0 // down
 	groups := func(l [][]byte) (out []string) {
 		for _, b := range l {
 			h := packet.IPv6(b[14:])
@@ -320,6 +321,23 @@ func TestMLD(t *testing.T) {
 	r.inject(1, far)
 	r.pass(10, nil)
 	check("query from off the link")
+
+	// A query that another worker receives.
+	q := newRig(t, Config{})
+	q.w.ID = 1
+	q.h = r.s.newHost(q.w)
+	q.inject(1, query(28, 0))
+	r.pass(10, nil)
+	check("another worker's query", "2 ff02::1:ff00:1", "2 ff02::1:ff33:4456")
+	r.w.Tables.Ifaces[3].Flags = graph.IfUp
+	r.pass(200, nil)
+	l := r.take()
+	if len(l) != 1 || packet.Ethernet(l[0]).Type() != packet.EtherQinQ {
+		t.Errorf("an interface came up: %x", l)
+	}
+	r.w.Tables.Ifaces[3].Flags = 0
+	r.pass(1500, nil)
+	r.take()
 
 	r.addresses(1, "2001:db8:1::1/64", "2001:db8:2::77/64")
 	r.pass(10, nil)
