@@ -27,6 +27,7 @@ import (
 	"millrace/pmd"
 	"millrace/pmd/mem"
 	_ "millrace/pmd/memif"
+	_ "millrace/pmd/pcap"
 )
 
 // The same traffic through the same router under many configurations must give the same
@@ -240,6 +241,7 @@ func (w way) run(t *testing.T, input string) outcome {
 	}
 	b := &bed{pool: pool, cache: pool.NewCache()}
 	b.open(t, w, frames)
+	tables.Vlans.Store(&map[uint64]uint16{VlanKey(2, 5, 0): 3})
 	// The way out first, then what leads there, then the way in. Interfaces are up once they have their
 	// port, or the host would speak to nobody.
 	for i := range b.ports {
@@ -251,7 +253,6 @@ func (w way) run(t *testing.T, input string) outcome {
 		}
 	}
 	tables.Ifaces[1].Flags, tables.Ifaces[3].Flags = graph.IfUp, graph.IfUp
-	tables.Vlans.Store(&map[uint64]uint16{VlanKey(tables.Ifaces[1].Port, 5, 0): 3})
 
 	got := b.exchange(t, p, frames)
 	acc := p.Account()
