@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	tea "github.com/charmbracelet/bubbletea"
+	tea "charm.land/bubbletea/v2"
 	"google.golang.org/protobuf/proto"
 
 	"millrace/control/api"
@@ -329,23 +329,23 @@ func TestTopKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := &topModel{ctx: context.Background(), b: r, every: time.Second, now: a}
-	if !strings.Contains(m.View(), "measuring") {
+	if !strings.Contains(m.text(), "measuring") {
 		t.Error("nothing to see before the second sample")
 	}
 	m.Update(tea.WindowSizeMsg{Width: 40, Height: 10})
 	m.Update(sampled{s: later(a)})
-	lines := strings.Split(m.View(), "\n")
-	if len(lines) > 10 || !strings.HasPrefix(lines[0], "millrace v1.2.3") {
-		t.Errorf("%d lines in a window of 10:\n%s", len(lines), m.View())
+	lines := strings.Split(m.text(), "\n")
+	if len(lines) > 10 || !strings.HasPrefix(lines[0], "\x1b[1mmillrace v1.2.3") {
+		t.Errorf("%d lines in a window of 10:\n%s", len(lines), m.text())
 	}
 	key := func(s string) tea.Cmd {
-		_, cmd := m.Update(tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune(s)})
+		_, cmd := m.Update(tea.KeyPressMsg{Code: []rune(s)[0], Text: s})
 		return cmd
 	}
 	key(" ")
 	old := m.now
 	m.Update(sampled{s: a})
-	if m.now != old || !strings.Contains(m.View(), "PAUSED") {
+	if m.now != old || !strings.Contains(m.text(), "PAUSED") {
 		t.Error("space does not pause")
 	}
 	key("m")()

@@ -10,8 +10,7 @@ import (
 	"strings"
 	"time"
 
-	tea "github.com/charmbracelet/bubbletea"
-	"github.com/charmbracelet/lipgloss"
+	tea "charm.land/bubbletea/v2"
 	"github.com/spf13/cobra"
 
 	"millrace/control/api"
@@ -45,7 +44,7 @@ Keys: q quits, m turns the measuring of clocks on and off, space pauses.`,
 			if err != nil {
 				return err
 			}
-			m, err := tea.NewProgram(&topModel{ctx: c.Context(), b: b, every: every, now: first}, tea.WithAltScreen(), tea.WithContext(c.Context())).Run()
+			m, err := tea.NewProgram(&topModel{ctx: c.Context(), b: b, every: every, now: first}, tea.WithContext(c.Context())).Run()
 			if err != nil {
 				return err
 			}
@@ -229,11 +228,11 @@ func (m *topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	switch msg := msg.(type) {
 	case tea.WindowSizeMsg:
 		m.width, m.height = msg.Width, msg.Height
-	case tea.KeyMsg:
+	case tea.KeyPressMsg:
 		switch msg.String() {
 		case "q", "esc", "ctrl+c":
 			return m, tea.Quit
-		case " ":
+		case "space":
 			m.paused = !m.paused
 		case "m":
 			on := !m.now.stages.Measuring
@@ -259,9 +258,14 @@ func (m *topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	return m, nil
 }
 
-var heading = lipgloss.NewStyle().Bold(true)
+func (m *topModel) View() tea.View {
+	v := tea.NewView(m.text())
+	v.AltScreen = true
+	return v
+}
 
-func (m *topModel) View() string {
+// text fits the view into the window, with headings in bold.
+func (m *topModel) text() string {
 	if m.old == nil {
 		return "measuring ...\n"
 	}
@@ -278,7 +282,7 @@ func (m *topModel) View() string {
 			l = string(r[:m.width])
 		}
 		if i == 0 || i > 1 && lines[i-1] == "" {
-			l = heading.Render(l)
+			l = "\x1b[1m" + l + "\x1b[m"
 		}
 		lines[i] = l
 	}
