@@ -44,7 +44,7 @@ func (s sample) text(since sample) string {
 			per(p.RxPackets, o.RxPackets, d), per(p.RxBytes, o.RxBytes, d)*8/1e6, per(p.TxPackets, o.TxPackets, d), per(p.TxBytes, o.TxBytes, d)*8/1e6)
 	}
 	fmt.Fprintf(&b, "\n   %-24s %14s %16s\n", "stage", "packets", "clocks/packet")
-	total := 0.0
+	var clocks, packets uint64
 	for i, st := range s.stages.Stages {
 		if i >= len(since.stages.Stages) || st.Exit || st.Packets == since.stages.Stages[i].Packets {
 			continue
@@ -52,14 +52,14 @@ func (s sample) text(since sample) string {
 		o := since.stages.Stages[i]
 		c := "-"
 		if n := st.Measured - o.Measured; n > 0 {
-			v := float64(st.Clocks-o.Clocks) / float64(n)
-			total += v
-			c = fmt.Sprintf("%.1f", v)
+			c = fmt.Sprintf("%.1f", float64(st.Clocks-o.Clocks)/float64(n))
+			clocks += st.Clocks - o.Clocks
+			packets = max(packets, n)
 		}
 		fmt.Fprintf(&b, "   %-24s %14d %16s\n", st.Name, st.Packets-o.Packets, c)
 	}
-	if total > 0 {
-		fmt.Fprintf(&b, "   %-24s %14s %16.1f\n", "the road in all", "", total)
+	if packets > 0 {
+		fmt.Fprintf(&b, "   %-24s %14d %16.1f\n", "the road in all", packets, float64(clocks)/float64(packets))
 	}
 	b.WriteString(dropText(s.drops, since.drops))
 	return b.String()

@@ -6,5 +6,6 @@ import (
 	_ "millrace/pmd/afxdp"
 	_ "millrace/pmd/mem"
 	_ "millrace/pmd/memif"
+	_ "millrace/pmd/pcap"
 	_ "millrace/pmd/tap"
 )
