@@ -322,6 +322,39 @@ func TestTop(t *testing.T) {
 	}
 }
 
+// The live view on a terminal that is a pipe: it draws, and q ends it.
+func TestTopLive(t *testing.T) {
+	keys, typed := io.Pipe()
+	screen := &firstDraw{want: []byte("lookup4"), seen: make(chan struct{})}
+	go func() {
+		<-screen.seen
+		typed.Write([]byte("q")) //nolint:errcheck // the view may have ended with an error, which the test sees
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	err := topLive(ctx, apitest.New(), 100*time.Millisecond, tea.WithInput(keys), tea.WithOutput(screen), tea.WithWindowSize(100, 40), tea.WithoutSignals(), tea.WithEnvironment([]string{"TERM=xterm"}))
+	if err != nil {
+		t.Errorf("%v\n%q", err, screen.all.Bytes())
+	}
+}
+
+// firstDraw says when something was drawn.
+type firstDraw struct {
+	all  bytes.Buffer
+	want []byte
+	seen chan struct{}
+	done bool
+}
+
+func (f *firstDraw) Write(b []byte) (int, error) {
+	f.all.Write(b)
+	if !f.done && bytes.Contains(f.all.Bytes(), f.want) {
+		f.done = true
+		close(f.seen)
+	}
+	return len(b), nil
+}
+
 func TestTopKeys(t *testing.T) {
 	r := apitest.New()
 	a, err := sample(context.Background(), r)

@@ -40,18 +40,7 @@ Keys: q quits, m turns the measuring of clocks on and off, space pauses.`,
 			if once || !isTerminal(c.OutOrStdout()) {
 				return topOnce(c.Context(), b, every, c.OutOrStdout())
 			}
-			first, err := sample(c.Context(), b)
-			if err != nil {
-				return err
-			}
-			m, err := tea.NewProgram(&topModel{ctx: c.Context(), b: b, every: every, now: first}, tea.WithContext(c.Context())).Run()
-			if err != nil {
-				return err
-			}
-			if t := m.(*topModel); t.err != nil {
-				return t.err
-			}
-			return nil
+			return topLive(c.Context(), b, every)
 		},
 	}
 	f := c.Flags()
@@ -59,6 +48,18 @@ Keys: q quits, m turns the measuring of clocks on and off, space pauses.`,
 	f.BoolVar(&measure, "measure", false, "measure clocks per stage meanwhile")
 	f.DurationVar(&every, "every", time.Second, "interval")
 	return c
+}
+
+func topLive(ctx context.Context, b api.Backend, every time.Duration, o ...tea.ProgramOption) error {
+	first, err := sample(ctx, b)
+	if err != nil {
+		return err
+	}
+	m := &topModel{ctx: ctx, b: b, every: every, now: first}
+	if _, err := tea.NewProgram(m, append(o, tea.WithContext(ctx))...).Run(); err != nil {
+		return err
+	}
+	return m.err
 }
 
 func topOnce(ctx context.Context, b api.Backend, every time.Duration, w io.Writer) error {
