@@ -230,7 +230,7 @@ func (w way) run(t *testing.T, input string) outcome {
 		t.Fatal(err)
 	}
 	o := Options{Pool: pool, Tables: tables, Epoch: d, Burst: w.burst, Poll: w.poll,
-		Path: Default(Parts{FIB: f, Neighbour: noResolver{}, Host: host.New(host.Config{NoReset: true})})}
+		Path: Default(Parts{FIB: f, Neighbour: noResolver{}, Host: host.New(host.Config{NoReset: true, NoReports: true})})}
 	o.Path.Exits = slices.DeleteFunc(o.Path.Exits, func(st *graph.Stage) bool { return st.Name == "icmp" })
 	for range w.workers {
 		o.Cores = append(o.Cores, -1)

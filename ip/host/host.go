@@ -54,6 +54,9 @@ type Config struct {
 	Lost  func(iface uint16, addr netip.Addr)
 	// NoReset leaves TCP segments unanswered.
 	NoReset bool
+	// NoReports keeps group memberships to itself: rigs that count each packet want nothing
+	// that was not asked for.
+	NoReports bool
 	// ErrorRate and ErrorBurst limit ICMP errors and resets a second of each worker; 0 is 1000 and 50.
 	ErrorRate, ErrorBurst int
 }

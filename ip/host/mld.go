@@ -64,7 +64,7 @@ func (h *Host) joined(iface uint16, g netip.Addr) bool {
 
 // mldTick reports memberships: those of new addresses, and those asked for.
 func (h *Host) mldTick() {
-	if h.w.ID != 0 {
+	if h.w.ID != 0 || h.s.config.NoReports {
 		return
 	}
 	for range 32 { // an interface that came up or went down shows within MaxIfaces/32 ticks

@@ -343,3 +343,11 @@ func TestMLD(t *testing.T) {
 	r.pass(10, nil)
 	check("a new address", "4 ff02::1:ff00:1", "4 ff02::1:ff00:77", "4 ff02::1:ff33:4456")
 }
+
+func TestNoReports(t *testing.T) {
+	r := newRig(t, Config{NoReports: true}, "2001:db8:1::1/64")
+	r.pass(3000, nil)
+	if l := r.take(); len(l) != 0 {
+		t.Errorf("sent unasked: %x", l)
+	}
+}
