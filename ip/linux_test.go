@@ -129,7 +129,7 @@ type road struct {
 }
 
 func newRoad(t *testing.T) *road {
-	r := &road{Rig: rig.New(t, 4096, icmp.Stage(), frag.Stage())}
+	r := &road{Rig: rig.New(t, 4096, icmp.Stage(icmp.Limits{}), frag.Stage())}
 	r.c4, r.c6, r.fill = ip.Check4().New(r.W), ip.Check6().New(r.W), ip.Options4().New(r.W)
 	r.W.Tables.Adjs[2].MTU = mtuOut
 	return r

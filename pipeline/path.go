@@ -18,6 +18,7 @@ type Parts struct {
 	FIB       *fib.FIB
 	Neighbour neigh.Resolver
 	Host      *host.Service // of ports that no kernel sees
+	ICMP      icmp.Limits   // of errors and redirects
 }
 
 // Default is the road: this list is the only place that says which stages there are and
@@ -36,7 +37,7 @@ func Default(d Parts) Path {
 		},
 		// The exits to the right: they take what leaves by reason, in no order.
 		Exits: []*graph.Stage{
-			icmp.Stage(),
+			icmp.Stage(d.ICMP),
 			neigh.Stage(d.Neighbour),
 			frag.Stage(),
 			d.Host.Stage(),

@@ -47,6 +47,7 @@ import (
 	"millrace/internal/clock"
 	"millrace/internal/epoch"
 	"millrace/ip/host"
+	"millrace/ip/icmp"
 	"millrace/ip/neigh"
 	"millrace/packet"
 	"millrace/pipeline"
@@ -208,8 +209,10 @@ func (r *Router) start() error {
 	if r.fib, err = fib.New(r.tables, r.domain, fib.Reasons{Unresolved: neigh.XUnresolved}); err != nil {
 		return fmt.Errorf("router: %w", err)
 	}
-	r.host = host.New(host.Config{Learn: r.learn, Lost: r.lost})
-	path := pipeline.Default(pipeline.Parts{FIB: r.fib, Neighbour: resolver{r}, Host: r.host})
+	n := max(1, len(r.cores))
+	limits := icmp.Limits{Rate: max(1, r.cfg.ICMP.Rate/n), Burst: max(1, r.cfg.ICMP.Burst/n), None: r.cfg.ICMP.Rate == 0}
+	r.host = host.New(host.Config{Learn: r.learn, Lost: r.lost, ErrorRate: limits.Rate, ErrorBurst: limits.Burst})
+	path := pipeline.Default(pipeline.Parts{FIB: r.fib, Neighbour: resolver{r}, Host: r.host, ICMP: limits})
 	o := pipeline.Options{Pool: r.pool, Tables: r.tables, Epoch: r.domain, Path: path, Cores: r.cores, Spin: r.cfg.Workers.Spin}
 	if r.cfg.Workers.Poll != "busy" {
 		o.Poll = pipeline.Adaptive

@@ -55,12 +55,12 @@ const (
 )
 
 // Stage is the exit stage "icmp". Its packets go on at "lookup".
-func Stage() *graph.Stage {
+func Stage(l Limits) *graph.Stage {
 	return &graph.Stage{
 		Name: "icmp", Doc: "send the ICMP errors that are owed",
 		Reasons: []graph.Reason{XSent, XLimited, XNotOwed, XNoSource, XNoBuffer}, Resume: "lookup",
 		New: func(w *graph.Worker) graph.Runner {
-			return &sender{w: w, queue: graph.NewParkQueue(queueSize), ids: ip.NewIDs(), limit: newLimiter()}
+			return &sender{w: w, queue: graph.NewParkQueue(queueSize), ids: ip.NewIDs(), limit: newLimiter(l)}
 		},
 	}
 }
@@ -140,7 +140,7 @@ func (s *sender) error4(v *graph.Vector, i uint8, x *graph.ReasonInfo) {
 		return
 	}
 	tooBig := e.Type == packet.ICMPUnreachable && e.Code == 4
-	if !tooBig && !s.limit.allow(s.w.Now, netip.AddrFrom4(h.Src()), limitError) {
+	if s.limit.none || !tooBig && !s.limit.allow(s.w.Now, netip.AddrFrom4(h.Src()), limitError) {
 		s.note(XLimited)
 		return
 	}
@@ -229,7 +229,7 @@ func (s *sender) error6(v *graph.Vector, i uint8, x *graph.ReasonInfo) {
 		return
 	}
 	to := netip.AddrFrom16(h.Src())
-	if !tooBig && !s.limit.allow(s.w.Now, to, limitError) {
+	if s.limit.none || !tooBig && !s.limit.allow(s.w.Now, to, limitError) {
 		s.note(XLimited)
 		return
 	}

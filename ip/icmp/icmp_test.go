@@ -110,7 +110,7 @@ func TestErrors4(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			r := rig.New(t, 128, Stage())
+			r := rig.New(t, 128, Stage(Limits{}))
 			i := r.Add(c.p, c.pad, c.cut...)
 			r.V.Len[i] = uint16(len(c.p))
 			r.V.Adj[i] = 2
@@ -160,7 +160,7 @@ func TestErrors6(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			r := rig.New(t, 128, Stage())
+			r := rig.New(t, 128, Stage(Limits{}))
 			i := r.Add(c.p, 0, c.cut...)
 			r.V.Adj[i] = 2
 			r.W.Tables.Adjs[2].MTU = c.mtu
@@ -182,7 +182,7 @@ func TestErrors6(t *testing.T) {
 
 // TestLinkLocal: a link-local sender is answered straight back on its link.
 func TestLinkLocal(t *testing.T) {
-	r := rig.New(t, 128, Stage())
+	r := rig.New(t, 128, Stage(Limits{}))
 	p := rig.IP6("fe80::5", dst6, 17, make([]byte, 8))
 	r.Add(p, 0)
 	r.Leave(ip.XLinkLocal6)
@@ -249,7 +249,7 @@ func TestNotOwed(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			r := rig.New(t, 128, Stage())
+			r := rig.New(t, 128, Stage(Limits{}))
 			r.Add(c.p, 0)
 			r.Leave(c.why)
 			want, note := 0, uint64(1)
@@ -262,7 +262,7 @@ func TestNotOwed(t *testing.T) {
 		})
 	}
 	t.Run("group frame", func(t *testing.T) {
-		r := rig.New(t, 128, Stage())
+		r := rig.New(t, 128, Stage(Limits{}))
 		i := r.Add(rig.UDP4(src4, dst4, nil, 8), 0)
 		r.V.Mbuf(i).Bytes()[0] |= 1
 		r.Leave(xNoRoute)
@@ -271,7 +271,7 @@ func TestNotOwed(t *testing.T) {
 		}
 	})
 	t.Run("other family", func(t *testing.T) {
-		r := rig.New(t, 128, Stage())
+		r := rig.New(t, 128, Stage(Limits{}))
 		r.Add(rig.IP6(src6, dst6, 17, udp), 0)
 		r.Leave(xSilent)
 		if len(r.Refill("icmp")) != 0 || r.Note(xSilent) != 1 {
@@ -281,7 +281,7 @@ func TestNotOwed(t *testing.T) {
 }
 
 func TestRates(t *testing.T) {
-	r := rig.New(t, 1024, Stage())
+	r := rig.New(t, 1024, Stage(Limits{}))
 	hz := clock.Hz()
 	hit := func(n int, p []byte, why graph.Reason) int {
 		for range n {
@@ -334,8 +334,32 @@ func TestRates(t *testing.T) {
 	}
 }
 
+func TestLimits(t *testing.T) {
+	for _, c := range []struct {
+		l              Limits
+		errors, tooBig int
+	}{{Limits{}, GlobalBurst, 100}, {Limits{Rate: 10, Burst: 7}, 7, 100}, {Limits{None: true}, 0, 0}} {
+		r := rig.New(t, 1024, Stage(c.l))
+		for _, x := range []struct {
+			why  graph.Reason
+			want int
+		}{{frag.XDF, c.tooBig}, {xNoRoute, c.errors}} {
+			for i := range 100 {
+				p := rig.UDP4(src4, dst4, nil, 8)
+				p.SetSrc([4]byte{10, 1, 0, byte(i + 1)})
+				p.SetSum()
+				r.Add(p, 0)
+			}
+			r.Leave(x.why)
+			if n := len(r.Refill("icmp")); n != x.want {
+				t.Errorf("%+v: %d of 100 for %v, want %d", c.l, n, x.why, x.want)
+			}
+		}
+	}
+}
+
 func TestNoAddress(t *testing.T) {
-	r := rig.New(t, 128, Stage())
+	r := rig.New(t, 128, Stage(Limits{}))
 	r.W.Tables.Addrs.Store(rig.Addresses(nil))
 	r.Add(rig.UDP4(src4, dst4, nil, 8), 0)
 	r.Add(rig.IP6(src6, dst6, 17, make([]byte, 8)), 0)
@@ -347,7 +371,7 @@ func TestNoAddress(t *testing.T) {
 }
 
 func TestNoBuffers(t *testing.T) {
-	r := rig.New(t, 128, Stage())
+	r := rig.New(t, 128, Stage(Limits{}))
 	var all []uint32
 	r.Add(rig.UDP4(src4, dst4, nil, 8), 0)
 	r.Add(rig.IP6(src6, dst6, 17, make([]byte, 8)), 0)
@@ -365,7 +389,7 @@ func TestNoBuffers(t *testing.T) {
 }
 
 func TestQueueFull(t *testing.T) {
-	r := rig.New(t, 1024, Stage())
+	r := rig.New(t, 1024, Stage(Limits{}))
 	p := rig.UDP4(src4, dst4, nil, 8)
 	for range 2 {
 		for range 200 {
@@ -379,7 +403,7 @@ func TestQueueFull(t *testing.T) {
 }
 
 func TestNoAllocs(t *testing.T) {
-	r := rig.New(t, 1024, Stage())
+	r := rig.New(t, 1024, Stage(Limits{}))
 	l := [][]byte{rig.UDP4(src4, dst4, nil, 8), rig.IP6(src6, dst6, 17, make([]byte, 8)), rig.IP6("fe80::5", dst6, 17, make([]byte, 8))}
 	s := r.W.Instances["icmp"].(graph.Source)
 	r.Wire = make([]uint32, 0, 1024)
@@ -409,7 +433,7 @@ func TestNoAllocs(t *testing.T) {
 func FuzzErrors(f *testing.F) {
 	f.Add([]byte(rig.UDP4(src4, dst4, []byte{1, 7, 2, 0}, 8)), byte(0))
 	f.Add([]byte(rig.IP6(src6, dst6, 60, []byte{58, 0, 1, 4, 0, 0, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0})), byte(3))
-	r := rig.New(f, 256, Stage())
+	r := rig.New(f, 256, Stage(Limits{}))
 	whys := []graph.Reason{xNoRoute, ip.XTTL4, ip.XOptions4, ip.XHopLimit6, frag.XDF, frag.X6TooBig}
 	f.Fuzz(func(t *testing.T, b []byte, why byte) {
 		if len(b) < 40 || len(b) > 1500 {

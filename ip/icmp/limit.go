@@ -20,6 +20,13 @@ const (
 	limitSlots = 4096 // hosts that share a slot by their hash share its rate
 )
 
+// Limits bound the errors and redirects of one worker in all. The zero value is GlobalRate and GlobalBurst.
+type Limits struct {
+	Rate  int  // messages a second
+	Burst int  // messages at once
+	None  bool // none are sent, not even "too big"
+}
+
 // limitKind keeps redirects from using up a host's errors.
 type limitKind uint64
 
@@ -32,14 +39,22 @@ const (
 // again (the generic cell rate algorithm): empty buckets need no upkeep.
 type limiter struct {
 	host, global uint64 // ticks for one message
+	burst        uint64 // messages at once, less one
+	none         bool
 	seed         maphash.Seed
 	all          uint64
 	slots        [limitSlots]uint64
 }
 
-func newLimiter() *limiter {
+func newLimiter(c Limits) *limiter {
+	if c.Rate <= 0 {
+		c.Rate = GlobalRate
+	}
+	if c.Burst <= 0 {
+		c.Burst = GlobalBurst
+	}
 	hz := clock.Hz()
-	return &limiter{host: hz * HostSeconds, global: hz / GlobalRate, seed: maphash.MakeSeed()}
+	return &limiter{host: hz * HostSeconds, global: hz / uint64(c.Rate), burst: uint64(c.Burst - 1), none: c.None, seed: maphash.MakeSeed()}
 }
 
 // allow takes a token of the host's bucket and of the global one, or none. The host's is asked
@@ -48,7 +63,7 @@ func (l *limiter) allow(now uint64, to netip.Addr, kind limitKind) bool {
 	a := to.As16()
 	s := &l.slots[(maphash.Bytes(l.seed, a[:])^uint64(kind)<<7)%limitSlots]
 	h, g := max(*s, now), max(l.all, now)
-	if h-now > (HostBurst-1)*l.host || g-now > (GlobalBurst-1)*l.global {
+	if l.none || h-now > (HostBurst-1)*l.host || g-now > l.burst*l.global {
 		return false
 	}
 	*s, l.all = h+l.host, g+l.global

@@ -51,7 +51,7 @@ func TestRedirect4(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			r := rig.New(t, 128, Stage())
+			r := rig.New(t, 128, Stage(Limits{}))
 			p := rig.UDP4(c.src, c.dst, c.options, 100)
 			redirect(r, c.nh, p)
 			l := r.Refill("icmp")
@@ -69,7 +69,7 @@ func TestRedirect4(t *testing.T) {
 		})
 	}
 	t.Run("other interface", func(t *testing.T) {
-		r := rig.New(t, 128, Stage())
+		r := rig.New(t, 128, Stage(Limits{}))
 		r.W.Tables.Adjs[1].Iface = 2
 		redirect(r, "192.0.2.7", rig.UDP4("192.0.2.5", "10.9.9.9", nil, 8))
 		if len(r.Refill("icmp")) != 0 {
@@ -77,7 +77,7 @@ func TestRedirect4(t *testing.T) {
 		}
 	})
 	t.Run("several ways", func(t *testing.T) {
-		r := rig.New(t, 128, Stage())
+		r := rig.New(t, 128, Stage(Limits{}))
 		r.W.Tables.Groups[0].Mask = 7
 		redirect(r, "192.0.2.7", rig.UDP4("192.0.2.5", "10.9.9.9", nil, 8))
 		if len(r.Refill("icmp")) != 0 {
@@ -85,7 +85,7 @@ func TestRedirect4(t *testing.T) {
 		}
 	})
 	t.Run("rate", func(t *testing.T) {
-		r := rig.New(t, 128, Stage())
+		r := rig.New(t, 128, Stage(Limits{}))
 		for range 20 {
 			redirect(r, "192.0.2.7", rig.UDP4("192.0.2.5", "10.9.9.9", nil, 8))
 		}
@@ -111,7 +111,7 @@ func TestRedirect6(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			r := rig.New(t, 128, Stage())
+			r := rig.New(t, 128, Stage(Limits{}))
 			p := rig.IP6(c.src, c.dst, 17, make([]byte, c.size))
 			redirect(r, c.nh, p)
 			l := r.Refill("icmp")

@@ -43,7 +43,7 @@ type bench struct {
 
 func newBench(t testing.TB, buffers int) *bench {
 	x := &table{}
-	r := rig.New(t, buffers, Stage(x), icmp.Stage())
+	r := rig.New(t, buffers, Stage(x), icmp.Stage(icmp.Limits{}))
 	return &bench{r, x, r.W.Instances["neighbour"].(*hold)}
 }
 
