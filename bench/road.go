@@ -36,6 +36,7 @@ type roadCase struct {
 	make    traffic
 	pool    int // packets in flight: 4096 stay in the cache, 65536 do not
 	vec     int
+	ports   int // of the router; 0 for four
 	full    bool
 	stages  bool // report clocks of each stage too
 	prepare func(p *pipeline.Path)
@@ -62,7 +63,7 @@ func roadCases() []roadCase {
 		{name: "ipv4/64B/full-table/cold", make: full4, full: true, pool: coldPool},
 	}
 	for _, n := range []int{1, 4, 16, 64} {
-		c = append(c, roadCase{name: fmt.Sprintf("ipv4/64B/vector-%d", n), make: plain4, vec: n})
+		c = append(c, roadCase{name: fmt.Sprintf("ipv4/64B/vector-%d", n), make: plain4, vec: n, ports: 1})
 	}
 	for i := range c {
 		if c[i].pool == 0 {
@@ -70,6 +71,9 @@ func roadCases() []roadCase {
 		}
 		if c[i].vec == 0 {
 			c[i].vec = graph.VectorSize
+		}
+		if c[i].ports == 0 {
+			c[i].ports = 4
 		}
 	}
 	return c
@@ -107,8 +111,6 @@ func (noResolver) Target(uint16, netip.Addr) (uint16, netip.Addr, bool) {
 }
 func (noResolver) Ask(uint16, netip.Addr) {}
 func (noResolver) Generation() uint64     { return 0 }
-
-const roadPorts = 4
 
 func newRoadBed(c roadCase, table []netip.Prefix) (b *roadBed, err error) {
 	b = &roadBed{c: c, table: table, epoch: epoch.NewDomain()}
@@ -153,7 +155,7 @@ func (b *roadBed) ports() error {
 	b.replay = mem.NewReplay("p1", b.idx)
 	b.mac = b.replay.Link().MAC
 	ports := []pmd.Port{b.replay}
-	for i := 2; i <= roadPorts; i++ {
+	for i := 2; i <= b.c.ports; i++ {
 		ports = append(ports, b.replay.NewOut(fmt.Sprint("p", i)))
 	}
 	names := map[uint16]string{}
@@ -178,7 +180,7 @@ func (b *roadBed) routes() error {
 	r := rand.New(rand.NewPCG(3, 4))
 	var via, via6 []fib.NextHop
 	for i := range 256 {
-		id := uint16(i%roadPorts + 1)
+		id := uint16(i%b.c.ports + 1)
 		a := netip.AddrFrom4([4]byte{100, 64, byte(id), byte(i)})
 		a6 := netip.AddrFrom16([16]byte{0xfd, 0, 14: byte(id), 15: byte(i)})
 		via, via6 = append(via, fib.NextHop{Via: a, Iface: id}), append(via6, fib.NextHop{Via: a6, Iface: id})
@@ -271,7 +273,7 @@ func (b *roadBed) refetch() {
 }
 
 func (b *roadBed) outs() (l [][]uint32) {
-	for i := 1; i <= roadPorts; i++ {
+	for i := 1; i <= b.c.ports; i++ {
 		switch p := b.tables.Ports[i].(type) {
 		case *mem.Replay:
 			l = append(l, p.Sent())

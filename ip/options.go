@@ -126,7 +126,7 @@ func problem4(v *graph.Vector, i uint8) uint32 {
 // 3.1). Vectors without such packets pass it by one test.
 func Options4() *graph.Stage {
 	return &graph.Stage{
-		Name: "options4", Doc: "record route and timestamp options", Lane: graph.IPv4,
+		Name: "options4", Doc: "record route and timestamp options", Lane: graph.Options,
 		New: func(w *graph.Worker) graph.Runner { return &fill4{w} },
 		Trace: func(t *graph.Look) string {
 			n := int(*(*byte)(t.Vector.Header(t.Pos))&15)*4 - packet.IPv4Size
@@ -141,9 +141,6 @@ func Options4() *graph.Stage {
 type fill4 struct{ w *graph.Worker }
 
 func (s *fill4) Run(v *graph.Vector) {
-	if !v.Opts {
-		return
-	}
 	for j := range v.N4 {
 		i := v.Lane4[uint8(j)]
 		if *(*byte)(v.Header(i)) != 0x45 {

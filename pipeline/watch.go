@@ -15,6 +15,8 @@ func (w *Worker) runWatched(v *graph.Vector, from int) {
 			k = v.N4
 		case graph.IPv6:
 			k = v.N6
+		case graph.Options:
+			k = v.N4 * b2i(v.Opts)
 		}
 		if k == 0 {
 			continue

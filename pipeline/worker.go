@@ -184,6 +184,8 @@ func (w *Worker) run(v *graph.Vector, from int) {
 					k = v.N4
 				case graph.IPv6:
 					k = v.N6
+				case graph.Options:
+					k = v.N4 * b2i(v.Opts)
 				}
 				if k == 0 {
 					continue

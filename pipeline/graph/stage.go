@@ -4,13 +4,14 @@ package graph
 type Lane uint8
 
 const (
-	Any   Lane = iota // every vector
-	IPv4              // vectors with packets in Lane4
-	IPv6              // vectors with packets in Lane6
-	Exits             // vectors from which a packet left
+	Any     Lane = iota // every vector
+	IPv4                // vectors with packets in Lane4
+	IPv6                // vectors with packets in Lane6
+	Options             // vectors with IPv4 options to be filled in (Vector.Opts)
+	Exits               // no vector: a stage beside the road
 )
 
-func (l Lane) String() string { return [...]string{"any", "ipv4", "ipv6", "exits"}[l] }
+func (l Lane) String() string { return [...]string{"any", "ipv4", "ipv6", "options", "exits"}[l] }
 
 // Stage is one step of the road, or one of the exits beside it. It is a description: each
 // worker makes its own instance by New, which holds the per-core state.

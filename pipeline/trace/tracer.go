@@ -129,7 +129,7 @@ func (t *Tracer) After(w *graph.Worker, v *graph.Vector, st *graph.Stage) {
 	if st.Lane != graph.IPv6 {
 		t.tell(w, v, st, s, v.Lane4[:v.N4])
 	}
-	if st.Lane != graph.IPv4 {
+	if st.Lane != graph.IPv4 && st.Lane != graph.Options {
 		t.tell(w, v, st, s, v.Lane6[:v.N6])
 	}
 }
