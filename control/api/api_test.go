@@ -202,6 +202,24 @@ func TestNoRouter(t *testing.T) {
 	}
 }
 
+// hung is a router that answers no more.
+type hung struct{ *apitest.Router }
+
+func (hung) GetStatus(ctx context.Context, _ *v1.GetStatusRequest) (*v1.Status, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestHungRouter(t *testing.T) {
+	c, path := start(t, hung{apitest.New()})
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	_, err := c.GetStatus(ctx, &v1.GetStatusRequest{})
+	if !errors.Is(err, api.ErrUnavailable) || !strings.Contains(err.Error(), path+" did not answer in time") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestListen(t *testing.T) {
 	t.Run("permission", func(t *testing.T) {
 		old := syscall.Umask(0)

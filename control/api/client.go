@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"syscall"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -16,6 +17,9 @@ import (
 
 // ErrUnavailable: no router answers.
 var ErrUnavailable = errors.New("no router answers")
+
+// patience is how long a client waits for the answer to a single call whose context has no deadline.
+const patience = time.Minute
 
 // Client calls a router through its socket. It is a Backend itself: what works on a
 // router works on a client. Safe for concurrent use.
@@ -38,6 +42,11 @@ func Dial(path string) *Client {
 		connect.WithAcceptCompression("gzip", nil, nil), // it does not leave the machine
 		connect.WithInterceptors(connect.UnaryInterceptorFunc(func(next connect.UnaryFunc) connect.UnaryFunc {
 			return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
+				if _, ok := ctx.Deadline(); !ok {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, patience)
+					defer cancel()
+				}
 				resp, err := next(ctx, r)
 				return resp, c.fromWire(err)
 			}
@@ -97,6 +106,9 @@ func (c *Client) fromWire(err error) error {
 	}
 	if ce.Code() == connect.CodeCanceled {
 		return context.Canceled
+	}
+	if ce.Code() == connect.CodeDeadlineExceeded {
+		return &Error{ErrUnavailable, fmt.Sprintf("the router on %s did not answer in time", c.path)}
 	}
 	for _, k := range codes {
 		if ce.Code() == k.code && connect.IsWireError(ce) {

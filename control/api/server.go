@@ -167,11 +167,14 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	return fmt.Errorf("api: %w", err)
 }
 
+// maxRequest bounds a request, in bytes: the largest is a configuration.
+const maxRequest = 64 << 20
+
 // Handler is everything that the UNIX socket serves: the Router service, /metrics
 // and /debug/pprof/.
 func Handler(b Backend) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(v1.NewRouterHandler(handler{b}, connect.WithInterceptors(connect.UnaryInterceptorFunc(
+	mux.Handle(v1.NewRouterHandler(handler{b}, connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(connect.UnaryInterceptorFunc(
 		func(next connect.UnaryFunc) connect.UnaryFunc {
 			return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
 				resp, err := next(ctx, r)

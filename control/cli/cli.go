@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -228,6 +229,28 @@ func (a *app) version() *cobra.Command {
 			}
 			return nil
 		},
+	}
+}
+
+// portNames completes names of the running router's ports.
+func (a *app) portNames(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context()), time.Second)
+	defer cancel()
+	l, err := a.dial().ListPorts(ctx, &v1.ListPortsRequest{})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, p := range l.Ports {
+		names = append(names, p.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completePorts completes the flag --port.
+func (a *app) completePorts(c *cobra.Command) {
+	if err := c.RegisterFlagCompletionFunc("port", a.portNames); err != nil {
+		panic("cli: " + err.Error())
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -216,9 +217,48 @@ func TestCapture(t *testing.T) {
 	}
 	r := apitest.New()
 	r.Err = fmt.Errorf("%w: filter: no such word", api.ErrInvalid)
-	if _, errs, code = millrace(with(r), "capture", "gibberish"); code != ExitError || !strings.Contains(errs, "no such word") {
+	if _, errs, code = millrace(with(r), "capture", "-w", file, "gibberish"); code != ExitError || !strings.Contains(errs, "no such word") {
 		t.Errorf("%q, exit %d", errs, code)
 	}
+}
+
+func TestCaptureKeepsOldFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "out.pcapng")
+	if err := os.WriteFile(file, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := apitest.New()
+	r.Err = api.ErrInvalid
+	millrace(with(r), "capture", "-w", file)
+	if b, err := os.ReadFile(file); err != nil || string(b) != "old" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if _, errs, code := millrace(with(apitest.New()), "capture", "-w", "/nonexistent/x"); code != ExitError || !strings.Contains(errs, "no such file") {
+		t.Errorf("exit %d, %s", code, errs)
+	}
+}
+
+func FuzzRoute(f *testing.F) {
+	f.Add("add 10.0.0.0/8 via 192.0.2.9 dev eth0 metric 5")
+	f.Add("default nexthop via fe80::1 dev e weight 2")
+	f.Add("blackhole 2001:db8::/32")
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, complete := range []bool{false, true} {
+			r, err := parseRoute(strings.Fields(s), complete)
+			if err != nil {
+				continue
+			}
+			p, perr := netip.ParsePrefix(r.Prefix)
+			if perr != nil || p != p.Masked() || complete && r.Type == "unicast" && len(r.NextHops) == 0 {
+				t.Errorf("%q gives %v", s, r)
+			}
+			for _, h := range r.NextHops {
+				if a, err := netip.ParseAddr(h.Address); h.Address != "" && (err != nil || a.Is4() != p.Addr().Is4()) {
+					t.Errorf("%q gives gateway %v", s, h)
+				}
+			}
+		}
+	})
 }
 
 func TestSampleCommand(t *testing.T) {
@@ -251,6 +291,12 @@ func TestCompletion(t *testing.T) {
 	out, _, code := millrace(Options{}, "__complete", "show", "r")
 	if code != 0 || !strings.Contains(out, "routes\tRoutes; with an address") {
 		t.Errorf("exit %d: %s", code, out)
+	}
+	for _, line := range [][]string{{"show", "ports", ""}, {"trace", "--port", ""}, {"capture", "--port", ""}, {"show", "neighbours", "--port", ""}} {
+		out, _, _ := millrace(with(apitest.New()), append([]string{"__complete"}, line...)...)
+		if !strings.HasPrefix(out, "eth0\neth0.100\nlan1\n") {
+			t.Errorf("%v: %s", line, out)
+		}
 	}
 	for _, sh := range []string{"bash", "zsh", "fish"} {
 		if out, _, code := millrace(Options{}, "completion", sh); code != 0 || !strings.Contains(out, "millrace") {

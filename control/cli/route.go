@@ -55,6 +55,10 @@ func parseRoute(words []string, complete bool) (*v1.Route, error) {
 			if err != nil {
 				return nil, fmt.Errorf("via %q: not an IP address", val)
 			}
+			if a.Zone() != "" {
+				return nil, fmt.Errorf("via %s: write `via %s dev %s`", a, a.WithZone(""), a.Zone())
+			}
+			a = a.Unmap()
 			if isDefault && a.Is6() {
 				to = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 			}

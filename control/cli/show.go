@@ -91,7 +91,8 @@ forwards, 1 if it does not, 3 if no router answers.`,
 func (a *app) showPorts() *cobra.Command {
 	var named bool
 	return showing(a, &cobra.Command{
-		Use: "ports [NAME...]", Aliases: []string{"port"}, Short: "Ports: driver, link, counters; with names, in detail", Args: cobra.ArbitraryArgs,
+		ValidArgsFunction: a.portNames,
+		Use:               "ports [NAME...]", Aliases: []string{"port"}, Short: "Ports: driver, link, counters; with names, in detail", Args: cobra.ArbitraryArgs,
 		Long: `Lists the ports and VLANs. MISSED are packets lost before the road saw them (no
 buffer, ring full, bad descriptor), FAILED those that the port did not send. With names,
 everything about these ports, such as why a driver runs in the mode that it does.`,
@@ -343,6 +344,7 @@ func (a *app) showNeighbours() *cobra.Command {
 		t.print(w)
 	}, nil)
 	c.Flags().StringVar(&port, "port", "", "only those on this port")
+	a.completePorts(c)
 	return c
 }
 

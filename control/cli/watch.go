@@ -61,6 +61,7 @@ of them. Only the packets traced pay for it.
 	f := c.Flags()
 	f.Uint32VarP(&r.Count, "count", "n", 20, "packets to follow; 0 until Ctrl-C")
 	f.StringSliceVar(&r.Ports, "port", nil, "only packets that come in by these ports")
+	a.completePorts(c)
 	f.BoolVar(&r.Drops, "drops", false, "only packets that are dropped")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object a line")
 	return c
@@ -118,30 +119,36 @@ with the reason as its comment.
 			if (file == "" || file == "-") && isTerminal(out) {
 				return usage("pcapng is not for a terminal: name a file with -w, or pipe it, `| tcpdump -nr -`")
 			}
-			if file != "" && file != "-" {
-				f, err := os.Create(file)
-				if err != nil {
-					return err
-				}
-				defer f.Close()
-				out = f
-			}
+			var f *os.File
 			ctx, stop := untilStopped(c.Context())
 			defer stop()
 			var packets, lost uint64
 			err := streamEnd(ctx, a.dial().Capture(ctx, &r, func(k *v1.CaptureChunk) error {
 				packets, lost = k.Packets, k.Lost
+				if f == nil && file != "" && file != "-" {
+					// Not before the router has agreed: a mistake in the filter costs no old file.
+					var err error
+					if f, err = os.Create(file); err != nil {
+						return err
+					}
+					out = f
+				}
 				_, err := out.Write(k.Data)
 				return err
 			}))
-			if f, ok := out.(*os.File); ok && file != "" && file != "-" && err == nil {
-				err = f.Close()
+			if f != nil {
+				if e := f.Close(); err == nil {
+					err = e
+				}
 			}
 			if errors.Is(err, syscall.EPIPE) {
 				err = nil // the reader has seen enough
 			}
+			if err != nil {
+				return err
+			}
 			fmt.Fprintf(c.ErrOrStderr(), "%s captured, %d lost\n", plural(packets, "packet", "packets"), lost)
-			return err
+			return nil
 		},
 	}
 	f := c.Flags()
@@ -149,6 +156,7 @@ with the reason as its comment.
 	f.Uint32VarP(&r.Count, "count", "n", 0, "packets to capture; 0 until Ctrl-C")
 	f.Uint32VarP(&r.Snaplen, "snaplen", "s", 0, "bytes to keep of each packet; 0 for all")
 	f.StringSliceVar(&r.Ports, "port", nil, "only packets of these ports")
+	a.completePorts(c)
 	f.StringVar(&r.Direction, "direction", "", "rx or tx; default both")
 	f.BoolVar(&r.Drops, "drops", false, "packets that are dropped, with the reason")
 	return c

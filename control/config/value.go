@@ -208,10 +208,13 @@ func ParseDest(s string) (netip.Prefix, error) {
 		return netip.PrefixFrom(netip.IPv4Unspecified(), 0), nil
 	}
 	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		a = a.Unmap()
 		return netip.PrefixFrom(a, a.BitLen()), nil
 	}
 	p, err := netip.ParsePrefix(s)
 	switch {
+	case err == nil && p.Addr().Is4In6():
+		return p, fmt.Errorf("%s: write IPv4 prefixes as such", p)
 	case err != nil:
 		return p, fmt.Errorf("%q is not a prefix such as 198.51.100.0/24 or 2001:db8::/32, nor `default`", s)
 	case p != p.Masked():
