@@ -2,7 +2,7 @@
 // client and handler of the router's control interface. The messages are also
 // the router's status structs; there is no second set of types.
 //
-// After a change of router.proto run `make generate` (needs protoc; the two Go
+// After a change of router.proto run `go generate ./control/api/v1` (needs protoc; the two Go
 // plugins are built at the versions of go.mod).
 package v1
 

@@ -30,7 +30,7 @@ func TestGenerated(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(withoutVersions(got), withoutVersions(want)) {
-			t.Errorf("%s is not what router.proto gives: run `make generate`", name)
+			t.Errorf("%s is not what router.proto gives: run `go generate ./control/api/v1`", name)
 		}
 	}
 }
