@@ -5,12 +5,14 @@ package testnet
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -107,4 +109,23 @@ func Veth(t testing.TB, a *NS, aName string, b *NS, bName string, opts ...string
 	}
 	a.Run(t, "ip", "link", "set", aName, "up")
 	b.Run(t, "ip", "link", "set", bName, "up")
+	// The kernel drops what is sent before it has noticed the carrier.
+	a.waitRunning(t, aName)
+	b.waitRunning(t, bName)
+}
+
+// waitRunning waits until the kernel considers an interface operational.
+func (n *NS) waitRunning(t testing.TB, name string) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		var i *net.Interface
+		var err error
+		n.Do(func() { i, err = net.InterfaceByName(name) })
+		if err == nil && i.Flags&net.FlagRunning != 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s is not running after 20 s: %v", name, err)
+		}
+	}
 }
