@@ -52,6 +52,9 @@ func (r *Router) GetStatus(context.Context, *v1.GetStatusRequest) (*v1.Status, e
 	s.Workers = uint32(len(r.pipe.Workers()))
 	s.RoutesIpv4, s.RoutesIpv6 = uint64(r.count4), uint64(r.count6)
 	for k := range r.static {
+		if special(k.Prefix) {
+			continue
+		}
 		if k.Prefix.Addr().Is4() {
 			s.RoutesIpv4++
 		} else {
@@ -223,7 +226,7 @@ func (r *Router) ListRoutes(_ context.Context, q *v1.ListRoutesRequest) (*v1.Rou
 		case !x.Active,
 			q.Family == "ipv4" && !x.Prefix.Addr().Is4(), q.Family == "ipv6" && x.Prefix.Addr().Is4(),
 			in.IsValid() && (in.Bits() > x.Prefix.Bits() || !in.Contains(x.Prefix.Addr())),
-			q.Source != "" && q.Source != x.Source.String():
+			q.Source != "" && q.Source != r.sourceOf(&x.Route):
 			continue
 		case q.Source == "" && (x.Source == fib.SourceMartian || x.Source == fib.SourceDerived):
 			continue // shown when asked for
@@ -238,9 +241,9 @@ func (r *Router) ListRoutes(_ context.Context, q *v1.ListRoutesRequest) (*v1.Rou
 
 // showRoute tells a route; to is the destination asked for, where there was one.
 func (r *Router) showRoute(x *fib.Route, mac map[neighKey]pmd.MAC, to netip.Addr) *v1.Route {
-	o := &v1.Route{Prefix: x.Prefix.String(), Type: x.Type.String(), Metric: x.Metric, Source: x.Source.String()}
+	o := &v1.Route{Prefix: x.Prefix.String(), Type: x.Type.String(), Metric: x.Metric, Source: r.sourceOf(x)}
 	if k, ok := r.origin[x.Key()]; ok {
-		o.Source, o.Protocol, o.Table = "kernel", kernel.ProtocolName(k.protocol), k.table
+		o.Protocol, o.Table = kernel.ProtocolName(k.protocol), k.table
 	}
 	for _, h := range x.NextHops {
 		n := &v1.NextHop{Weight: uint32(max(1, h.Weight))}
@@ -258,6 +261,14 @@ func (r *Router) showRoute(x *fib.Route, mac map[neighKey]pmd.MAC, to netip.Addr
 		o.NextHops = append(o.NextHops, n)
 	}
 	return o
+}
+
+// sourceOf names who brought a route. For the FIB the kernel's local table is connected.
+func (r *Router) sourceOf(x *fib.Route) string {
+	if _, ok := r.origin[x.Key()]; ok {
+		return "kernel"
+	}
+	return x.Source.String()
 }
 
 // ListNeighbours implements api.Backend.

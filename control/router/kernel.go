@@ -2,6 +2,7 @@ package router
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -143,11 +144,7 @@ func (r *Router) publishAddrs() {
 		}
 	}
 	r.tables.Addrs.Store(t)
-	for _, p := range r.ports {
-		if p.dev != nil {
-			r.setLocal(p.dev)
-		}
-	}
+	r.tellLocal()
 }
 
 // setLocal tells a port which packets to leave to the kernel.
@@ -164,12 +161,11 @@ func (r *Router) setLocal(dev pmd.Port) {
 	if r.follower == nil || !r.synced {
 		return // the driver has read them itself when it opened
 	}
-	var all []netip.Addr
+	set := maps.Clone(r.locals)
 	for _, a := range r.addrs {
-		if x := a.Prefix.Addr(); !slices.Contains(all, x) {
-			all = append(all, x)
-		}
+		set[a.Prefix.Addr()] = true
 	}
+	all := slices.Collect(maps.Keys(set))
 	if err := f.SetLocal(all); err != nil {
 		r.log.Error("addresses that stay with the kernel", zap.String("port", dev.Name()), zap.Error(err))
 	}
@@ -221,8 +217,13 @@ func (r sink) RouteBatch(set []kernel.Route, del []kernel.RouteKey) {
 	defer r.mu.Unlock()
 	add := make([]fib.Route, 0, len(set))
 	gone := make([]fib.Key, 0, len(del))
+	before := len(r.locals)
+	grew := false
 	for _, k := range del {
 		key := keyOf(k)
+		if k.Table == kernel.TableLocal && k.Dst.IsSingleIP() {
+			delete(r.locals, k.Dst.Addr())
+		}
 		gone = append(gone, key)
 		r.setOrigin(key, nil)
 	}
@@ -236,14 +237,37 @@ func (r sink) RouteBatch(set []kernel.Route, del []kernel.RouteKey) {
 		}
 		add = append(add, x)
 		r.setOrigin(key, &origin{set[i].Protocol, set[i].Table})
+		if a := x.Prefix.Addr(); set[i].Table == kernel.TableLocal && x.Prefix.IsSingleIP() && x.Type == fib.Local && !r.locals[a] {
+			r.locals[a], grew = true, true
+		}
+	}
+	if grew || len(r.locals) != before {
+		r.tellLocal() // before the FIB: what is ours must not come here
 	}
 	r.update(add, gone)
+}
+
+// tellLocal tells all ports which packets to leave to the kernel.
+func (r *Router) tellLocal() {
+	for _, p := range r.ports {
+		if p.dev != nil {
+			r.setLocal(p.dev)
+		}
+	}
+}
+
+// special prefixes have routes of the FIB's own that nothing overrides: they are not worth a mention.
+func special(p netip.Prefix) bool {
+	a := p.Addr()
+	return a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast()
 }
 
 // setOrigin remembers or forgets a route of the kernel, and counts them.
 func (r *Router) setOrigin(k fib.Key, o *origin) {
 	n := &r.count6
-	if k.Prefix.Addr().Is4() {
+	if special(k.Prefix) {
+		n = new(int)
+	} else if k.Prefix.Addr().Is4() {
 		n = &r.count4
 	}
 	if _, there := r.origin[k]; there {

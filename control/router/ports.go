@@ -56,13 +56,21 @@ const retryPort = time.Second
 
 func (r *Router) newIface(name string, p *port) *iface {
 	id, ok := r.ids[name]
-	if !ok {
-		id = uint16(len(r.ids) + 1)
-		if id >= graph.MaxIfaces {
-			return nil
+	if !ok && len(r.ids)+1 < graph.MaxIfaces {
+		id, ok = uint16(len(r.ids)+1), true
+	} else if !ok { // one whose interface is gone
+		for old, n := range r.ids {
+			if r.ifaces[n] == nil {
+				delete(r.ids, old)
+				id, ok = n, true
+				break
+			}
 		}
-		r.ids[name] = id
 	}
+	if !ok {
+		return nil
+	}
+	r.ids[name] = id
 	i := &iface{id: id, name: name, port: p}
 	r.ifaces[id] = i
 	r.publishNames()

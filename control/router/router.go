@@ -96,11 +96,12 @@ type Router struct {
 	measure  bool
 
 	ports   []*port
-	ids     map[string]uint16 // interface numbers by name; never taken back
+	ids     map[string]uint16 // interface numbers by name; kept when an interface goes, for when it comes back
 	ifaces  map[uint16]*iface
 	byIndex map[int]*iface // by the kernel's index
 	known   map[int]kernel.Link
-	addrs   []kernel.Addr // of all links, in the order they were added
+	addrs   []kernel.Addr       // of all links, in the order they were added
+	locals  map[netip.Addr]bool // host routes of the kernel's local table: addresses, anycast, and what `ip route add local` made
 	neighs  map[neighKey]kernel.Neigh
 	pinned  map[neighKey]pmd.MAC // neighbours of the configuration
 	foreign map[int]bool         // links that routes lead to and that are not ours, told once
@@ -135,7 +136,7 @@ func New(cfg *config.Config, o Options) (*Router, error) {
 		opt: o, log: o.Log, started: time.Now(), ticks: clock.Ticks(), cfg: cfg,
 		calls: make(chan func()), kick: make(chan struct{}, 1), done: make(chan struct{}),
 		asks: make(chan wish, 4096), learned: make(chan lesson, 4096),
-		ids: map[string]uint16{}, ifaces: map[uint16]*iface{}, byIndex: map[int]*iface{}, known: map[int]kernel.Link{},
+		ids: map[string]uint16{}, ifaces: map[uint16]*iface{}, byIndex: map[int]*iface{}, known: map[int]kernel.Link{}, locals: map[netip.Addr]bool{},
 		neighs: map[neighKey]kernel.Neigh{}, pinned: map[neighKey]pmd.MAC{}, foreign: map[int]bool{},
 		apiRoutes: map[fib.Key]config.Route{}, static: map[fib.Key]fib.Route{}, origin: map[fib.Key]origin{},
 	}

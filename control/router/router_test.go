@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -9,11 +10,15 @@ import (
 	"time"
 
 	"go.uber.org/zap/zaptest"
+	"golang.org/x/sys/unix"
 
 	"millrace/control/api"
 	v1 "millrace/control/api/v1"
 	"millrace/control/config"
+	"millrace/control/kernel"
 	"millrace/internal/testnet"
+	"millrace/packet"
+	"millrace/pmd"
 )
 
 // lab is client c0 - r0 router r1 - s0 server, whose kernel does not forward.
@@ -131,8 +136,17 @@ func pings(t *testing.T, ns *testnet.NS, to string, want bool) {
 const twoPorts = "ports: [{name: r0}, {name: r1}]\n"
 
 func TestForward(t *testing.T) {
+	for _, c := range []struct{ driver, ports string }{
+		{"chosen", twoPorts},
+		{"afpacket", "ports: [{name: r0, driver: afpacket}, {name: r1, driver: afpacket}]\n"},
+	} {
+		t.Run(c.driver, func(t *testing.T) { testForward(t, c.ports) })
+	}
+}
+
+func testForward(t *testing.T, ports string) {
 	l := newLab(t)
-	r := start(t, l.router, twoPorts)
+	r := start(t, l.router, ports)
 	// Nobody knows any neighbour: the first packet waits for it.
 	ping(t, l.client, "10.0.2.2", 3)
 	ping(t, l.client, "2001:db8:2::2", 3)
@@ -226,6 +240,13 @@ func TestKernelChanges(t *testing.T) {
 	pings(t, l.client, "10.0.3.1", true)
 	ip(t, l.router, "address del 10.0.3.1/24 dev r1")
 	pings(t, l.client, "10.0.3.1", false)
+
+	t.Log("an address without an interface of its own")
+	ip(t, l.router, "route add local 10.0.77.1 dev lo")
+	pings(t, l.client, "10.0.77.1", true)
+	ping(t, l.client, "10.0.77.1", 1)
+	ip(t, l.router, "route del local 10.0.77.1 dev lo")
+	pings(t, l.client, "10.0.77.1", false)
 
 	t.Log("the port goes down and up")
 	ip(t, l.router, "link set r1 down")
@@ -418,6 +439,81 @@ func TestWatch(t *testing.T) {
 	}
 	if err := r.Capture(ctx, &v1.CaptureRequest{Ports: []string{"eth7"}}, nil); err == nil {
 		t.Error("no error for an unknown port")
+	}
+}
+
+// TestKernelVlans: VLANs of the kernel on an adopted port. What the kernel would announce is told by hand, since
+// not every kernel has VLAN interfaces.
+func TestKernelVlans(t *testing.T) {
+	l := newLab(t)
+	r := start(t, l.router, twoPorts)
+	s := sink{r}
+	r0 := r.named("r0")
+	mac := pmd.MAC{2, 0, 0, 0, 0, 0x10}
+	link := kernel.Link{Index: 1000, Name: "r0.7", Kind: "vlan", Type: unix.ARPHRD_ETHER, MAC: r0.port.link.MAC, MTU: 1496, Up: true, Ready: true,
+		Parent: r0.index, VLAN: 7, VLANProto: unix.ETH_P_8021Q}
+	outer, inner := link, link
+	outer.Index, outer.Name, outer.VLAN, outer.VLANProto = 1001, "r0.s", 200, unix.ETH_P_8021AD
+	inner.Index, inner.Name, inner.Parent, inner.VLAN = 1002, "r0.q", 1001, 30
+	for _, x := range []kernel.Link{link, outer, inner} {
+		s.LinkChanged(x)
+	}
+	to := func(index int, dst, via string) {
+		s.NeighChanged(kernel.Neigh{Index: index, Addr: netip.MustParseAddr(via), MAC: mac, State: "reachable"})
+		s.RouteBatch([]kernel.Route{{RouteKey: kernel.RouteKey{Dst: netip.MustParsePrefix(dst), Table: kernel.TableMain}, Type: kernel.Unicast,
+			Hops: []kernel.NextHop{{Index: index, Via: netip.MustParseAddr(via), Weight: 1}}}}, nil)
+	}
+	to(1000, "10.7.0.0/16", "10.7.0.2")
+	to(1002, "10.30.0.0/16", "10.30.0.2")
+	ping(t, l.client, "10.0.2.2", 1)
+
+	ctx := context.Background()
+	for _, c := range []struct {
+		name, dst string
+		vlan, qin uint32
+		tags      string // of frames to the router
+	}{
+		{"r0.7", "10.7.1.1", 7, 0, "81000007"},
+		{"r0.q", "10.30.1.1", 200, 30, "88a800c88100001e"},
+	} {
+		ps, err := r.ListPorts(ctx, &v1.ListPortsRequest{Names: []string{c.name}})
+		if err != nil || !ps.Ports[0].Up || ps.Ports[0].Mtu != 1496 || ps.Ports[0].Vlan != c.vlan || ps.Ports[0].VlanInner != c.qin || ps.Ports[0].Parent != "r0" {
+			t.Fatalf("%s: %v, %v", c.name, ps, err)
+		}
+		// Untagged in, tagged out.
+		ip(t, l.server, "route replace "+c.dst+" via 10.0.2.1")
+		l.server.Command("ping", "-n", "-c", "1", "-W", "1", c.dst).Run()
+		// Tagged in, untagged out.
+		wire, srv := l.client.Raw(t, "c0"), l.server.Raw(t, "s0")
+		f := append([]byte{}, r0.port.link.MAC[:]...)
+		f = append(f, wire.MAC...)
+		tags, err := hex.DecodeString(c.tags + "0800")
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := packet.IPv4(make([]byte, 28))
+		h[0], h[8], h[9] = 0x45, 64, packet.ProtoUDP
+		h[3] = 28
+		h.SetSrc([4]byte{10, 7, 0, 2})
+		h.SetDst([4]byte{10, 0, 2, 2})
+		h.SetSum()
+		if err := wire.Send(append(append(f, tags...), h...)); err != nil {
+			t.Fatal(err)
+		}
+		if got := srv.RecvMatch(3*time.Second, func(b []byte) bool { return len(b) >= 42 && b[12] == 8 && b[13] == 0 && b[23] == packet.ProtoUDP }); got == nil {
+			t.Errorf("%s: the tagged packet did not arrive", c.name)
+		}
+		wait(t, "counters of "+c.name, func() error {
+			ps, err := r.ListPorts(ctx, &v1.ListPortsRequest{Names: []string{c.name}})
+			if err == nil && (ps.Ports[0].RxPackets != 1 || ps.Ports[0].TxPackets == 0) {
+				err = fmt.Errorf("%v", ps)
+			}
+			return err
+		})
+	}
+	s.LinkRemoved(link)
+	if _, err := r.ListPorts(ctx, &v1.ListPortsRequest{Names: []string{"r0.7"}}); err == nil {
+		t.Error("a VLAN that was removed is still there")
 	}
 }
 
