@@ -8,9 +8,7 @@ import (
 	"time"
 
 	"millrace/fib"
-	"millrace/internal/epoch"
 	"millrace/ip/host"
-	"millrace/ip/neigh"
 	"millrace/packet"
 	"millrace/pipeline/graph"
 	"millrace/pmd"
@@ -45,23 +43,11 @@ type exitBed struct {
 // interface 2, and likewise for IPv6. 10.0.0.0/8 and 2001:db8:9::/48 are behind interface 2,
 // 11.0.0.0/8 and 2001:db8:b::/48 behind another router on interface 1.
 func newExitBed(t *testing.T) *exitBed {
-	pool, err := packet.NewPool(t.Name(), 1024)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tables, err := graph.NewTables()
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := epoch.NewDomain()
-	f, err := fib.New(tables, d, fib.Reasons{Unresolved: neigh.XUnresolved})
-	if err != nil {
-		t.Fatal(err)
-	}
+	st := newStack(t, 1024)
+	pool, tables, f := st.pool, st.tables, st.fib
 	b := &exitBed{T: t, fib: &asking{FIB: f}, cache: pool.NewCache()}
-	b.solo, err = NewSolo(Options{Pool: pool, Tables: tables, Epoch: d,
-		Path: Default(Parts{FIB: f, Neighbour: b.fib, Host: host.New(host.Config{})})})
-	if err != nil {
+	var err error
+	if b.solo, err = NewSolo(st.options(b.fib, host.Config{})); err != nil {
 		t.Fatal(err)
 	}
 	var ports []pmd.Port

@@ -5,9 +5,7 @@ import (
 	"testing"
 
 	"millrace/fib"
-	"millrace/internal/epoch"
 	"millrace/ip/host"
-	"millrace/ip/neigh"
 	"millrace/packet"
 	"millrace/pipeline/graph"
 	"millrace/pmd"
@@ -17,21 +15,9 @@ import (
 // FuzzRoad sends any bytes, in any segments, down the whole road: counted, never a crash, and no
 // packet or buffer lost.
 func FuzzRoad(f *testing.F) {
-	pool, err := packet.NewPool("fuzz", 4096)
-	if err != nil {
-		f.Fatal(err)
-	}
-	tables, err := graph.NewTables()
-	if err != nil {
-		f.Fatal(err)
-	}
-	d := epoch.NewDomain()
-	fb, err := fib.New(tables, d, fib.Reasons{Unresolved: neigh.XUnresolved})
-	if err != nil {
-		f.Fatal(err)
-	}
-	solo, err := NewSolo(Options{Pool: pool, Tables: tables, Epoch: d,
-		Path: Default(Parts{FIB: fb, Neighbour: noResolver{}, Host: host.New(host.Config{})})})
+	st := newStack(f, 4096)
+	pool, tables, fb := st.pool, st.tables, st.fib
+	solo, err := NewSolo(st.options(noResolver{}, host.Config{}))
 	if err != nil {
 		f.Fatal(err)
 	}

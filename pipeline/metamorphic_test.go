@@ -19,9 +19,7 @@ import (
 	"github.com/google/gopacket/pcapgo"
 
 	"millrace/fib"
-	"millrace/internal/epoch"
 	"millrace/ip/host"
-	"millrace/ip/neigh"
 	"millrace/packet"
 	"millrace/pipeline/graph"
 	"millrace/pmd"
@@ -216,21 +214,10 @@ func (w way) run(t *testing.T, input string) outcome {
 			t.Skip("no captures in ../shared/data")
 		}
 	}
-	pool, err := packet.NewPool("meta", 16384)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tables, err := graph.NewTables()
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := epoch.NewDomain()
-	f, err := fib.New(tables, d, fib.Reasons{Unresolved: neigh.XUnresolved})
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := Options{Pool: pool, Tables: tables, Epoch: d, Burst: w.burst, Poll: w.poll,
-		Path: Default(Parts{FIB: f, Neighbour: noResolver{}, Host: host.New(host.Config{NoReset: true, NoReports: true})})}
+	st := newStack(t, 16384)
+	pool, tables, f := st.pool, st.tables, st.fib
+	o := st.options(noResolver{}, host.Config{NoReset: true})
+	o.Burst, o.Poll = w.burst, w.poll
 	o.Path.Exits = slices.DeleteFunc(o.Path.Exits, func(st *graph.Stage) bool { return st.Name == "icmp" })
 	for range w.workers {
 		o.Cores = append(o.Cores, -1)
@@ -268,12 +255,7 @@ func (w way) run(t *testing.T, input string) outcome {
 	}
 	p.Close()
 	b.close(t)
-	f.Close()
-	tables.Close()
-	if pool.Free() != pool.Size() {
-		t.Errorf("%s: %d of %d buffers came back", w.name, pool.Free(), pool.Size())
-	}
-	pool.Close()
+	st.close(t)
 	return res
 }
 

@@ -6,11 +6,7 @@ import (
 	"os"
 	"testing"
 
-	"millrace/fib"
-	"millrace/internal/epoch"
 	"millrace/ip/host"
-	"millrace/ip/neigh"
-	"millrace/pipeline/graph"
 )
 
 var rewriteGolden = flag.Bool("rewrite", false, "write the golden files anew")
@@ -26,17 +22,9 @@ func (noResolver) Generation() uint64     { return 0 }
 // TestPath: the printed path is a file under review, so that a changed way through the
 // router shows.
 func TestPath(t *testing.T) {
-	tables, err := graph.NewTables()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tables.Close()
-	f, err := fib.New(tables, epoch.NewDomain(), fib.Reasons{Unresolved: neigh.XUnresolved})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	got := Default(Parts{FIB: f, Neighbour: noResolver{}, Host: host.New(host.Config{})}).String()
+	st := newStack(t, 128)
+	defer st.close(t)
+	got := st.options(noResolver{}, host.Config{}).Path.String()
 	const file = "testdata/path.golden"
 	if *rewriteGolden {
 		if err := os.MkdirAll("testdata", 0o755); err != nil {

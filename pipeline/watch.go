@@ -9,15 +9,7 @@ import (
 func (w *Worker) runWatched(v *graph.Vector, from int) {
 	for s := from; s < len(w.steps); s++ {
 		st := &w.steps[s]
-		k := v.N
-		switch st.lane {
-		case graph.IPv4:
-			k = v.N4
-		case graph.IPv6:
-			k = v.N6
-		case graph.Options:
-			k = v.N4 * b2i(v.Opts)
-		}
+		k := st.packets(v)
 		if k == 0 {
 			continue
 		}

@@ -54,6 +54,19 @@ type step struct {
 	st   *graph.Stage
 }
 
+// packets is the number of packets in the stage's lane.
+func (s *step) packets(v *graph.Vector) int {
+	switch s.lane {
+	case graph.IPv4:
+		return v.N4
+	case graph.IPv6:
+		return v.N6
+	case graph.Options:
+		return v.N4 * b2i(v.Opts)
+	}
+	return v.N
+}
+
 // source is a Source with the step at which its packets go on.
 type source struct {
 	graph.Source
@@ -178,15 +191,7 @@ func (w *Worker) run(v *graph.Vector, from int) {
 		} else {
 			for s := from; s < len(w.steps); s++ {
 				st := &w.steps[s]
-				k := v.N
-				switch st.lane {
-				case graph.IPv4:
-					k = v.N4
-				case graph.IPv6:
-					k = v.N6
-				case graph.Options:
-					k = v.N4 * b2i(v.Opts)
-				}
+				k := st.packets(v)
 				if k == 0 {
 					continue
 				}
