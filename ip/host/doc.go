@@ -22,7 +22,8 @@
 // Its addresses are those of graph.Tables.Addrs, on whichever interface they are, as
 // Linux does it (weak host model). An interface without a link-local IPv6 address has
 // the one that follows from its MAC by modified EUI-64 (RFC 4291 2.5.1). It belongs to
-// every interface without a kernel that is up.
+// every interface without a kernel that is up. The road delivers only what the tables say
+// is local, so that the control side publishes that address too.
 //
 // # A packet's life
 //

@@ -67,6 +67,15 @@ func ticks(v any) int {
 	return 0
 }
 
+// unwanted is the ICMPv6 type that an N_CHECK names: "(char *)NS".
+func unwanted(arg *string) byte {
+	if arg == nil {
+		return 0
+	}
+	name := strings.TrimSpace((*arg)[strings.LastIndex(*arg, ")")+1:])
+	return map[string]byte{"NS": 135, "NA": 136, "RS": 133, "ER": 129}[name]
+}
+
 // TestSequences replays injected packets and waits for the ones that must, or must not,
 // follow: with the patience that a Linux host needs, which passes them all.
 func TestSequences(t *testing.T) {
@@ -128,13 +137,9 @@ func TestSequences(t *testing.T) {
 					}
 				case "N_CHECK":
 					r.pass(120, nil)
-					arg := ""
-					if x.Arg != nil {
-						arg = strings.TrimSpace((*x.Arg)[strings.LastIndex(*x.Arg, ")")+1:])
-					}
-					typ := map[string]byte{"NS": 135, "NA": 136, "RS": 133, "ER": 129}[arg]
+					typ := unwanted(x.Arg)
 					if typ == 0 {
-						t.Fatalf("step %d: unknown %q", k, arg)
+						t.Fatalf("step %d: unknown %q", k, *x.Arg)
 					}
 					for _, p := range r.out {
 						if p[20] == 58 && p[54] == typ {
