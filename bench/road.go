@@ -248,6 +248,11 @@ func (b *roadBed) restore(laps int) {
 		m.PktLen, m.DataLen = uint32(len(f)), uint16(len(f))
 		copy(m.Bytes(), f)
 	}
+	for i := 1; i <= b.c.ports; i++ {
+		if o, ok := b.tables.Ports[i].(*mem.Out); ok {
+			o.Forget()
+		}
+	}
 	b.replay.Reset(laps)
 }
 
