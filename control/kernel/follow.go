@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -53,6 +54,8 @@ type Follower struct {
 	set     []Route // reported at the next flush
 	del     []RouteKey
 	pending map[RouteKey]struct{} // keys of set and del
+
+	lastHops []NextHop // of the route before: see share
 
 	due     time.Time // of the next dump, zero for none
 	full    bool      // it is to be of everything, not only of routes
@@ -218,6 +221,7 @@ func (f *Follower) event(m message) {
 		}
 	case unix.RTM_NEWROUTE:
 		if r, ok := parseRoute(m.body, f.expand); ok && f.tables[r.Table] {
+			f.share(&r)
 			f.addRoute(r, m.flags)
 		}
 	case unix.RTM_DELROUTE:
@@ -231,6 +235,16 @@ func (f *Follower) event(m message) {
 			delete(f.objects, id)
 		}
 		f.schedule(false, quiet)
+	}
+}
+
+// share lets a route have its next hops in common with the one before, as most do in a full table. They are
+// never changed in place.
+func (f *Follower) share(r *Route) {
+	if slices.Equal(r.Hops, f.lastHops) {
+		r.Hops = f.lastHops
+	} else {
+		f.lastHops = r.Hops
 	}
 }
 

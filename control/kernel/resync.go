@@ -132,6 +132,7 @@ func (f *Follower) dumpRoutes() error {
 			if !ok || m.typ != unix.RTM_NEWROUTE || !f.tables[r.Table] {
 				return
 			}
+			f.share(&r)
 			s := f.routes[r.RouteKey]
 			if s == nil {
 				s = &routeSet{}

@@ -131,6 +131,7 @@ func (r *Router) apply(c *config.Config) error {
 }
 
 func (r *Router) change(c *config.Config) error {
+	fresh := c.Kernel.Follow != r.cfg.Kernel.Follow // the kernel has something that was not taken before
 	r.cfg = c
 	var errs []error
 	find := func(name string) *config.Port {
@@ -156,7 +157,6 @@ func (r *Router) change(c *config.Config) error {
 	}
 	old := r.ports
 	r.ports = kept
-	fresh := false
 	for i := range c.Ports {
 		n := &c.Ports[i]
 		at := slices.IndexFunc(old, func(p *port) bool { return p.cfg.Name == n.Name })

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -40,6 +41,7 @@ func (r *Router) adopt(l kernel.Link) *iface {
 	for _, p := range r.ports {
 		if p.host == "kernel" && p.cfg.Name == l.Name {
 			r.bind(p.main, l.Index) // before its routes come
+			p.next = time.Time{}
 			return p.main
 		}
 	}

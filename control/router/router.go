@@ -20,6 +20,12 @@
 // Router.mu guards the control state. It may be held while workers are asked to do
 // something (pipeline.Worker.Do), so that workers never take it.
 //
+// # What of the kernel is not followed
+//
+// Rules (`ip rule`) and tables other than local and main, VRFs among them; routes for one type of service or source; a route's
+// own MTU and other metrics. Encapsulating next hops, and links that are not ports, make a route
+// unreachable for forwarded packets.
+//
 // # Privileges
 //
 // A port whose device came back is opened again at any time, so the process
@@ -40,6 +46,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"millrace/control/config"
 	"millrace/control/kernel"
@@ -157,6 +164,13 @@ func (r *Router) Run(ctx context.Context, ready func()) (err error) {
 	defer close(r.done)
 	if os.Getenv("GOGC") == "" {
 		defer debug.SetGCPercent(debug.SetGCPercent(400))
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		// With so much garbage allowed, a burst of routes could take a small machine's memory.
+		var si unix.Sysinfo_t
+		if unix.Sysinfo(&si) == nil {
+			defer debug.SetMemoryLimit(debug.SetMemoryLimit(int64(uint64(si.Totalram) * uint64(si.Unit) / 4)))
+		}
 	}
 	r.ready = ready
 	ctx, cancel := context.WithCancel(ctx)

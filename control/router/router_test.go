@@ -367,6 +367,24 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// TestFollow: the kernel's routes are taken or not, as the configuration says and changes.
+func TestFollow(t *testing.T) {
+	l := newLab(t)
+	ip(t, l.server, "address add 198.51.100.1/32 dev lo")
+	ip(t, l.router, "route add 198.51.100.0/24 via 10.0.2.2")
+	r := start(t, l.router, twoPorts+"kernel: {follow: false}\n")
+	ping(t, l.client, "10.0.2.2", 1) // connected networks are there anyway
+	pings(t, l.client, "198.51.100.1", false)
+	apply(t, r, twoPorts, 0)
+	pings(t, l.client, "198.51.100.1", true)
+	apply(t, r, twoPorts+"kernel: {follow: false}\nneighbours: [{address: 10.0.2.2, mac: '02:00:00:00:00:77', port: r1}]\n", 0)
+	pings(t, l.client, "198.51.100.1", false)
+	pings(t, l.client, "10.0.2.2", false) // the configuration's neighbour comes before the kernel's
+	apply(t, r, twoPorts, 0)
+	pings(t, l.client, "198.51.100.1", true)
+	pings(t, l.client, "10.0.2.2", true)
+}
+
 func TestAPIRoutes(t *testing.T) {
 	l := newLab(t)
 	ip(t, l.server, "address add 198.51.100.1/32 dev lo")
