@@ -489,11 +489,9 @@ func TestHost(t *testing.T) {
 	r := newRig(t, Options{Poll: Adaptive}, []*graph.Stage{Classify, toHost, toAdj(), rewriteStage()}, []*graph.Stage{HostExit})
 	tap, far := mem.Pair("tap", "tap-far", mem.Options{})
 	r.ports = append(r.ports, tap, far)
-	idx, err := r.p.AddPort(tap, 0)
-	if err != nil {
+	if _, err := r.p.AddTap(tap, r.first[0]); err != nil {
 		t.Fatal(err)
 	}
-	r.p.SetTap(r.first[0], idx)
 	kernel := far.Queue(0)
 	if err := kernel.Start(r.cache); err != nil {
 		t.Fatal(err)

@@ -38,6 +38,7 @@ type Options struct {
 	Cores []int
 	Poll  Poll
 	Spin  time.Duration // how long an adaptive worker polls without packets before it sleeps; 0 for DefaultSpin
+	Sleep time.Duration // longest sleep of an adaptive worker; 0 for DefaultSleep
 	Burst int           // packets a vector, 1 to 256; 0 for 256
 }
 
@@ -65,6 +66,9 @@ func New(o Options) (*Pipeline, error) {
 	}
 	if o.Spin == 0 {
 		o.Spin = DefaultSpin
+	}
+	if o.Sleep == 0 {
+		o.Sleep = DefaultSleep
 	}
 	cores := o.Cores
 	if len(cores) == 0 {
@@ -169,9 +173,23 @@ func (p *Pipeline) Path() Path { return p.opt.Path }
 
 // AddPort gives a port's queues to the workers, which poll them from now on, and returns
 // its index. iface is the interface that its packets come in by, whose entry in
-// Tables.Ifaces gets the port index here. A host port, with iface 0, is the TAP
-// that shows another port to the kernel: see SetTap.
+// Tables.Ifaces gets the port index here.
 func (p *Pipeline) AddPort(port pmd.Port, iface uint16) (uint16, error) {
+	return p.add(port, iface, 0)
+}
+
+// AddTap adds the TAP that shows a port to the kernel: what the road has for the host on the
+// port goes there, and what the kernel sends by the TAP leaves by the port as it is.
+func (p *Pipeline) AddTap(tap pmd.Port, port uint16) (uint16, error) {
+	idx, err := p.add(tap, 0, port)
+	if err == nil {
+		p.opt.Tables.Taps[port] = idx
+	}
+	return idx, err
+}
+
+// add adds a port of an interface, or with iface 0 the TAP of the port with index of.
+func (p *Pipeline) add(port pmd.Port, iface, of uint16) (uint16, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -198,6 +216,9 @@ func (p *Pipeline) AddPort(port pmd.Port, iface uint16) (uint16, error) {
 		w := p.workers[q%len(p.workers)]
 		owners[q] = w
 		in := &input{q: port.Queue(q), port: uint16(idx), iface: iface, name: port.Name(), host: iface == 0}
+		if in.host {
+			in.port = of
+		}
 		ps.inputs[w] = append(ps.inputs[w], in)
 		w.Do(func() {
 			if err = in.q.Start(w.Cache); err == nil {
@@ -233,23 +254,6 @@ func (p *Pipeline) AddPort(port pmd.Port, iface uint16) (uint16, error) {
 func (w *Worker) addInput(in *input) {
 	w.inputs = append(w.inputs, in)
 	w.pollSet()
-}
-
-// SetTap says that the TAP with port index tap shows port to the kernel: what the road has
-// for the host on port goes there, and what the kernel sends by the TAP leaves by port as it is.
-func (p *Pipeline) SetTap(port, tap uint16) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for w, ins := range p.ports[tap].inputs {
-		w.Do(func() {
-			for _, in := range ins {
-				if in.host {
-					in.port = port
-				}
-			}
-		})
-	}
-	p.opt.Tables.Taps[port] = tap
 }
 
 // RemovePort takes a port's queues from the workers; the port can be closed then.

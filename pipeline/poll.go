@@ -22,8 +22,8 @@ const (
 const (
 	// DefaultSpin is how long an adaptive worker polls on without packets.
 	DefaultSpin = 50 * time.Microsecond
-	// longSleep bounds a sleep of a worker that holds nothing.
-	longSleep = 100 * time.Millisecond
+	// DefaultSleep bounds a sleep of a worker that holds nothing.
+	DefaultSleep = 100 * time.Millisecond
 	// nap is the sleep of a worker with a port that can only be polled.
 	nap = 100 * time.Microsecond
 )
@@ -36,10 +36,10 @@ func (w *Worker) rest() {
 	if w.Now-w.idleSince < w.spin || w.Wake {
 		return
 	}
-	wait := longSleep
+	wait := w.p.opt.Sleep
 	for i := range w.refill {
 		if w.refill[i].Held() != 0 {
-			wait = tickPeriod
+			wait = min(wait, tickPeriod)
 		}
 	}
 	w.asleep.Store(true)

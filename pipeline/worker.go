@@ -126,9 +126,14 @@ func (w *Worker) round() {
 		got += n
 		w.receive(in, n)
 	}
-	if w.Wake {
+	// What stages parked goes on in the same round, so that what it refers to cannot be freed.
+	for k := 0; w.Wake && k < maxRefills; k++ {
 		w.Wake = false
-		got += w.sources()
+		n := w.sources()
+		got += n
+		if n == 0 {
+			break
+		}
 	}
 	if w.ND != 0 {
 		w.Flush()
@@ -216,6 +221,10 @@ func (w *Worker) run(v *graph.Vector, from int) {
 		w.Flush()
 	}
 }
+
+// maxRefills bounds how often sources are asked in one round: more vectors than any of
+// them holds packets that keep an adjacency.
+const maxRefills = 32
 
 // maxAgain bounds how often a packet goes round: tunnels within tunnels.
 const maxAgain = 8

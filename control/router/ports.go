@@ -191,10 +191,9 @@ func (r *Router) openTap(p *port) error {
 	if p.tap, err = d.Open(pmd.Config{Name: p.cfg.Name, Driver: "tap", Queues: 1, MTU: mtu, MAC: p.link.MAC, Pool: r.pool}); err != nil {
 		return err
 	}
-	if p.tapIdx, err = r.pipe.AddPort(p.tap, 0); err != nil {
+	if p.tapIdx, err = r.pipe.AddTap(p.tap, p.idx); err != nil {
 		return err
 	}
-	r.pipe.SetTap(p.idx, p.tapIdx)
 	l, err := r.links.LinkByName(p.cfg.Name)
 	if err != nil {
 		return fmt.Errorf("TAP: %w", err)

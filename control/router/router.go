@@ -228,7 +228,7 @@ func (r *Router) start() error {
 	limits := icmp.Limits{Rate: max(1, r.cfg.ICMP.Rate/n), Burst: max(1, r.cfg.ICMP.Burst/n), None: r.cfg.ICMP.Rate == 0}
 	r.host = host.New(host.Config{Learn: r.learn, Lost: r.lost, ErrorRate: limits.Rate, ErrorBurst: limits.Burst})
 	path := pipeline.Default(pipeline.Parts{FIB: r.fib, Neighbour: resolver{r}, Host: r.host, ICMP: limits})
-	o := pipeline.Options{Pool: r.pool, Tables: r.tables, Epoch: r.domain, Path: path, Cores: r.cores, Spin: r.cfg.Workers.Spin}
+	o := pipeline.Options{Pool: r.pool, Tables: r.tables, Epoch: r.domain, Path: path, Cores: r.cores, Spin: r.cfg.Workers.Spin, Sleep: r.cfg.Workers.Sleep}
 	if r.cfg.Workers.Poll != "busy" {
 		o.Poll = pipeline.Adaptive
 	}
