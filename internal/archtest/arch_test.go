@@ -31,6 +31,7 @@ var levels = map[string]int{
 	"pipeline": 6, "pipeline/": 6,
 	"control": 7,
 	"bench":   8,
+	"docs":    9,
 	"cmd":     9,
 }
 
