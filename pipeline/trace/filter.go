@@ -29,18 +29,24 @@ type facts struct {
 	nv    int
 	ip    bool
 	key   packet.FlowKey
-	n     int
+	// The addresses of IP packets and of ARP.
+	src, dst netip.Addr
+	n        int
 }
 
 // learn gathers a packet's facts; l3 is the offset of its L3 header, or -1 where
 // the frame is to be parsed from its start.
 func learn(m *packet.Mbuf, l3 int, tmp *[64]byte) facts {
 	f := facts{n: int(m.PktLen)}
+	var arp [packet.ARPSize]byte
 	if l3 < 0 || l3 >= 14 {
 		if f.eth = m.View(0, min(f.n, 22), tmp[:]); len(f.eth) >= 14 {
 			off, et, tags, nt, ok := packet.ParseEther(f.eth)
 			if ok {
 				f.et, f.vlans, f.nv = et, tags, nt
+				if a := packet.ARP(m.View(off, packet.ARPSize, arp[:])); et == packet.EtherARP && a.Valid() {
+					f.src, f.dst = netip.AddrFrom4(a.SenderIP()), netip.AddrFrom4(a.TargetIP())
+				}
 				if l3 < 0 && (et == packet.EtherIPv4 || et == packet.EtherIPv6) {
 					l3 = off
 				}
@@ -51,6 +57,7 @@ func learn(m *packet.Mbuf, l3 int, tmp *[64]byte) facts {
 	}
 	if l3 >= 0 {
 		f.key, f.ip = packet.Key(m, l3)
+		f.src, f.dst = f.key.Src, f.key.Dst
 	}
 	return f
 }
@@ -278,8 +285,8 @@ func (p *parser) side(kind, dir string) (cond, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%q is not an address or prefix (names are not looked up)", w)
 		}
-		return both(func(f *facts) bool { return f.ip && pre.Contains(f.key.Src) },
-			func(f *facts) bool { return f.ip && pre.Contains(f.key.Dst) }), nil
+		return both(func(f *facts) bool { return pre.Contains(f.src) },
+			func(f *facts) bool { return pre.Contains(f.dst) }), nil
 	}
 	w, err := p.take("a port")
 	if err != nil {

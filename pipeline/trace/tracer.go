@@ -2,6 +2,7 @@ package trace
 
 import (
 	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -229,7 +230,11 @@ func words(l gopacket.Layer) string {
 	case *layers.Dot1Q:
 		return fmt.Sprintf("vlan %d, ", x.VLANIdentifier)
 	case *layers.ARP:
-		return fmt.Sprintf(", op %d, %v > %v", x.Operation, x.SourceProtAddress, x.DstProtAddress)
+		from, to := net.IP(x.SourceProtAddress), net.IP(x.DstProtAddress)
+		if x.Operation == layers.ARPRequest {
+			return fmt.Sprintf(", who has %s? tell %s", to, from)
+		}
+		return fmt.Sprintf(", %s is at %s", from, net.HardwareAddr(x.SourceHwAddress))
 	case *layers.IPv4:
 		s := fmt.Sprintf("IP %s > %s, ttl %d", x.SrcIP, x.DstIP, x.TTL)
 		if x.FragOffset != 0 || x.Flags&layers.IPv4MoreFragments != 0 {
