@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -62,7 +63,7 @@ func (w *Worker) rest() {
 	for i := range w.poll {
 		w.poll[i].Revents = 0
 	}
-	n, _ := unix.Ppoll(w.poll, &ts, nil)
+	n := ppoll(w.poll, &ts)
 	w.asleep.Store(false)
 	w.slot.Online()
 	if n > 0 {
@@ -80,6 +81,17 @@ func (w *Worker) rest() {
 	}
 	w.Now = clock.Ticks()
 	w.nextTick = w.Now
+}
+
+// ppoll waits without telling the Go scheduler: the thread keeps its P, and goes on the moment
+// that the kernel wakes it. Through the scheduler it would have to wait for a free P, which
+// a thread on a busier core may hold. When the collector needs the P it sends a signal, which ends the wait.
+func ppoll(fds []unix.PollFd, ts *unix.Timespec) int {
+	n, _, e := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)), uintptr(unsafe.Pointer(ts)), 0, 0, 0)
+	if e != 0 {
+		return 0 // interrupted: look around and sleep again
+	}
+	return int(n)
 }
 
 // pollSet rebuilds what the worker sleeps on.
