@@ -440,7 +440,7 @@ var kinds = []struct{ is, as *regexp.Regexp }{
 }
 
 // number is one, with its unit, that stands for any other where numbers do not matter.
-var number = regexp.MustCompile(`(^|[ (])(?:-|[0-9]+(?:\.[0-9]+)?(?:[kMG%]|[0-9hms]*[hms])?)([ ,):;]|$)`)
+var number = regexp.MustCompile(`(^|[ (])(?:-|[0-9]+(?:\.[0-9]+)?(?:[kMG%]|[0-9hms]*[hms])?)([ ,);]|$)`)
 
 var word = regexp.MustCompile(`[0-9a-f:/.]*[0-9a-f]`)
 
