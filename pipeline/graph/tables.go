@@ -3,6 +3,7 @@ package graph
 import (
 	"net/netip"
 	"sync/atomic"
+	"unsafe"
 
 	"millrace/internal/mem"
 	"millrace/pmd"
@@ -123,9 +124,15 @@ type Tables struct {
 	// Ports by port index; set before a worker sees a packet of it.
 	Ports [MaxPorts]pmd.Port
 	// Taps is, by port, the port index of the TAP that shows it to the kernel; 0 for none.
-	Taps [MaxPorts]uint16
+	Taps []uint16
 	// Names of interfaces for people, by interface. Immutable once published.
 	Names atomic.Pointer[map[uint16]string]
+}
+
+// small are the tables that share a mapping.
+type small struct {
+	ifaces [MaxIfaces]Iface
+	taps   [MaxPorts]uint16
 }
 
 // MaxBuckets is the size of Tables.Buckets.
@@ -134,10 +141,11 @@ const MaxBuckets = 1 << 20
 // NewTables maps empty tables.
 func NewTables() (*Tables, error) {
 	t := &Tables{}
-	var err error
-	if t.Ifaces, err = mem.Of[Iface](MaxIfaces); err != nil {
+	s, err := mem.Of[small](1)
+	if err != nil {
 		return nil, err
 	}
+	t.Ifaces, t.Taps = s[0].ifaces[:], s[0].taps[:]
 	if t.Groups, err = mem.Of[Group](MaxGroups); err != nil {
 		return nil, err
 	}
@@ -155,7 +163,7 @@ func NewTables() (*Tables, error) {
 
 // Close unmaps the tables; no worker may be running.
 func (t *Tables) Close() {
-	mem.Free(t.Ifaces)
+	mem.Free(unsafe.Slice((*small)(unsafe.Pointer(unsafe.SliceData(t.Ifaces))), 1))
 	mem.Free(t.Groups)
 	mem.Free(t.Adjs)
 	mem.Free(t.Buckets)
