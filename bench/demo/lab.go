@@ -141,7 +141,7 @@ func (d *labDemo) watch(ctx context.Context, h *lab.Host, args ...string) ([]byt
 	c := h.Command(ctx, args...)
 	var out, errs bytes.Buffer
 	c.Stdout, c.Stderr = &out, &errs
-	if err := c.Start(); err != nil {
+	if err := lab.Fork(c); err != nil {
 		return nil, err
 	}
 	done := make(chan error, 1)

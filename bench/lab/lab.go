@@ -6,14 +6,17 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -33,6 +36,8 @@ type Host struct {
 	lab  *Lab
 }
 
+var labs atomic.Int32 // made by this process, for their names
+
 // New starts an empty lab.
 func New() (*Lab, error) {
 	if os.Geteuid() != 0 {
@@ -41,7 +46,11 @@ func New() (*Lab, error) {
 	if _, err := exec.LookPath("ip"); err != nil {
 		return nil, errors.New("lab: the command `ip` is missing: apt-get install iproute2")
 	}
-	return &Lab{id: fmt.Sprintf("mr%d", os.Getpid())}, nil
+	id := fmt.Sprintf("mr%d", os.Getpid())
+	if n := labs.Add(1); n > 1 {
+		id += fmt.Sprintf(".%d", n)
+	}
+	return &Lab{id: id}, nil
 }
 
 // Host makes a host: a namespace with its loopback up.
@@ -85,13 +94,43 @@ func (h *Host) Command(ctx context.Context, args ...string) *exec.Cmd {
 	return c
 }
 
+// starter forks all processes on one thread that lives as long as this process: the kernel
+// ends a child with Pdeathsig when the thread that forked it ends.
+var starter = sync.OnceValue(func() chan<- func() {
+	c := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for f := range c {
+			f()
+		}
+	}()
+	return c
+})
+
+// Fork starts a command of Command. The caller waits for it.
+func Fork(c *exec.Cmd) (err error) {
+	done := make(chan struct{})
+	starter() <- func() {
+		defer close(done)
+		err = c.Start()
+	}
+	<-done
+	return err
+}
+
 // Run runs a command to its end and returns its output.
 func (h *Host) Run(ctx context.Context, args ...string) (string, error) {
-	out, err := h.Command(ctx, args...).CombinedOutput()
+	c := h.Command(ctx, args...)
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, &out
+	err := Fork(c)
+	if err == nil {
+		err = c.Wait()
+	}
 	if err != nil {
 		err = fmt.Errorf("%s: %s: %w", h.Name, strings.Join(args, " "), err)
 	}
-	return string(out), err
+	return out.String(), err
 }
 
 // Do runs commands, each a line of words, and stops at the first that fails.
@@ -106,7 +145,7 @@ func (h *Host) Do(lines ...string) error {
 
 // Start starts a process that lives until Stop or Close.
 func (h *Host) Start(c *exec.Cmd) error {
-	if err := c.Start(); err != nil {
+	if err := Fork(c); err != nil {
 		return fmt.Errorf("lab: %s: %w", h.Name, err)
 	}
 	h.lab.mu.Lock()
