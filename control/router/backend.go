@@ -77,7 +77,7 @@ func (r *Router) complaints() (why []string) {
 	if r.pipe == nil {
 		return []string{"starting or stopping"}
 	}
-	if r.follower != nil && !r.synced {
+	if r.knownToKernel() && !r.synced {
 		why = append(why, "the kernel's routes are still being read")
 	}
 	for _, p := range r.ports {

@@ -329,8 +329,13 @@ func (r *Router) follow() error {
 	return r.followLocked()
 }
 
+// knownToKernel: some port has its addresses in the kernel.
+func (r *Router) knownToKernel() bool {
+	return slices.ContainsFunc(r.ports, func(p *port) bool { return p.host != "builtin" })
+}
+
 func (r *Router) followLocked() error {
-	if r.follower != nil || !slices.ContainsFunc(r.ports, func(p *port) bool { return p.host != "builtin" }) {
+	if r.follower != nil || !r.knownToKernel() {
 		return nil
 	}
 	f, err := kernel.New(sink{r}, kernel.Options{
@@ -366,7 +371,7 @@ func (r *Router) checkReady() {
 
 // forwarding: some port is polled, and the kernel's routes are there.
 func (r *Router) forwarding() bool {
-	if r.pipe == nil || r.follower != nil && !r.synced {
+	if r.pipe == nil || r.knownToKernel() && !r.synced {
 		return false
 	}
 	return slices.ContainsFunc(r.ports, func(p *port) bool { return p.dev != nil })
