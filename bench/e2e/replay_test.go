@@ -36,8 +36,8 @@ func TestReplay(t *testing.T) {
 			if code != 0 {
 				t.Errorf("%d times the router was dead", code)
 			}
-			ping(t, l.client, server4)
-			ping(t, l.client, server6)
+			pings(t, l.client, server4)
+			pings(t, l.client, server6)
 			r.noLeaks()
 			drops := r.do("show", "drops")
 			if strings.Count(drops, "\n") < 5 {
