@@ -16,7 +16,7 @@ func (c Config) Check(driver string, known ...string) error {
 	}{
 		{"socket", c.Socket != ""}, {"role", c.Role != ""}, {"id", c.ID != 0}, {"secret", c.Secret != ""},
 		{"read", c.Read != ""}, {"write", c.Write != ""}, {"loop", c.Loop != 0}, {"rate", c.Rate != 0},
-		{"mode", c.Mode != ""},
+		{"mode", c.Mode != ""}, {"whole", c.Whole},
 	} {
 		if f.set && !slices.Contains(known, f.name) {
 			takes := "no field of its own"

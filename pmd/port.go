@@ -149,6 +149,10 @@ type Config struct {
 	Loop        int     // pcap: times to replay, 0 for once, -1 without end
 	Rate        float64 // pcap: packets a second; 0 as recorded, -1 as fast as it goes
 
+	// Whole gives a port of a kernel interface everything that arrives there, what is addressed
+	// to the box too, and the kernel nothing: Caps().Kernel is 0 then.
+	Whole bool
+
 	Mode string // afxdp: "", "zero-copy", "native", "generic"
 }
 

@@ -146,10 +146,12 @@ func (k *checker) port(p *Port, key string, memifs map[string]string) {
 		k.fail(key+".mac", "%s is a group address; a port has a unicast one", p.MAC)
 	}
 	k.oneOf(p.Host, key+".host", "kernel", "tap", "builtin")
-	if kernel := p.Driver == "" || p.Driver == "afxdp" || p.Driver == "afpacket"; kernel != (p.Host == "kernel") && p.Host != "" {
-		if kernel {
-			k.fail(key+".host", "%q: the kernel has this interface and answers for it; leave the key out", p.Host)
-		} else {
+	if p.Driver == "" || p.Driver == "afxdp" || p.Driver == "afpacket" {
+		if p.Host == "tap" {
+			k.fail(key+".host", "%q: the kernel has this interface and needs no TAP; leave the key out, or write builtin to keep the kernel out", p.Host)
+		}
+	} else {
+		if p.Host == "kernel" {
 			k.fail(key+".host", "the kernel cannot see a port of driver %s: use tap or builtin", p.Driver)
 		}
 	}

@@ -95,7 +95,7 @@ func (r *Router) newPort(c config.Port) *port {
 // hostOf says who has the port's addresses. A TAP as a port is a wire to the kernel, not
 // its view of the port.
 func hostOf(c *config.Port, driver string) string {
-	if driver == "" {
+	if driver == "" && c.Host == "" {
 		return "kernel"
 	}
 	if driver == "tap" && c.Host == "" {
@@ -136,6 +136,9 @@ func (r *Router) openPort(p *port) (err error) {
 		Name: c.Name, Driver: c.Driver, Queues: c.Queues, Ring: c.Ring, MTU: c.MTU, MAC: pmd.MAC(c.MAC), Pool: r.pool,
 		Socket: c.Socket, Role: c.Role, ID: c.ID, Secret: c.Secret, Read: c.Read, Write: c.Write, Loop: int(c.Loop), Rate: float64(c.Rate),
 		Mode: c.Mode,
+	}
+	if c.Driver == "" || c.Driver == "afxdp" || c.Driver == "afpacket" {
+		pc.Whole = c.Host == "builtin"
 	}
 	if c.Driver == "memif" && c.Role == "" {
 		pc.Role = "server"

@@ -15,6 +15,7 @@ import (
 // filter says which packets are the kernel's: the same in Rx as in the tcx program. It
 // is read by queues and replaced, never changed.
 type filter struct {
+	whole bool   // nothing is the kernel's
 	mac0  uint32 // the port's address as two loads of memory
 	mac4  uint16
 	mask  uint32
@@ -83,6 +84,9 @@ func (f *filter) mine(b []byte) bool {
 // host reports whether a frame is the kernel's. b is the frame without the tag that the
 // kernel took off.
 func (f *filter) host(b []byte) bool {
+	if f.whole {
+		return false
+	}
 	if len(b) < 14 || !f.mine(b) {
 		return true
 	}

@@ -179,7 +179,7 @@ func TestProgram(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: BPF")
 	}
-	d, err := newDropper()
+	d, err := newDropper(false)
 	if err != nil {
 		t.Skip("no BPF here: ", err)
 	}

@@ -86,7 +86,7 @@ func Open(c pmd.Config) (*Port, error) {
 }
 
 func check(c pmd.Config) error {
-	if err := c.Check("afpacket"); err != nil {
+	if err := c.Check("afpacket", "whole"); err != nil {
 		return err
 	}
 	if c.Queues < 0 || c.Queues > maxQueues || c.Ring < 0 || c.Ring > 1<<17 || c.MTU < 0 || c.MTU > maxFrame-18 {
@@ -114,7 +114,7 @@ func (p *Port) open() error {
 		return err
 	}
 	p.local = hostAddrs()
-	p.filter.Store(newFilter(p.mac, p.local, p.types))
+	p.setFilter()
 	ss, err := p.sockets(index, n)
 	if err != nil {
 		return err
@@ -124,7 +124,7 @@ func (p *Port) open() error {
 		p.queues = append(p.queues, q)
 	}
 	p.index.Store(int64(index))
-	if p.drop, err = newDropper(); err == nil {
+	if p.drop, err = newDropper(p.want.Whole); err == nil {
 		if err = p.drop.set(p.mac, p.local, p.types); err == nil {
 			err = p.drop.attach(index)
 		}
@@ -311,8 +311,14 @@ func (p *Port) apply() error {
 	if p.drop != nil {
 		err = p.drop.set(p.mac, p.local, p.types)
 	}
-	p.filter.Store(newFilter(p.mac, p.local, p.types))
+	p.setFilter()
 	return err
+}
+
+func (p *Port) setFilter() {
+	f := newFilter(p.mac, p.local, p.types)
+	f.whole = p.want.Whole
+	p.filter.Store(f)
 }
 
 // SetLocal makes exactly these the addresses of the box: what is sent to them is the
@@ -356,10 +362,14 @@ func (p *Port) Why() []string {
 }
 
 func (p *Port) Caps() pmd.Caps {
-	return pmd.Caps{
+	c := pmd.Caps{
 		Queues: len(p.queues), Segments: maxSegs, MaxFrame: min(int(p.mtu.Load())+14, maxFrame),
-		Mode: "TPACKET_V2", Kernel: int(p.index.Load()), Filtered: true,
+		Mode: "TPACKET_V2",
 	}
+	if !p.want.Whole {
+		c.Kernel, c.Filtered = int(p.index.Load()), true
+	}
+	return c
 }
 
 func (p *Port) Link() pmd.Link {

@@ -34,8 +34,8 @@ type dropper struct {
 	link  link.Link
 }
 
-// newDropper loads the program. The errors of kernels that cannot run it wrap ErrNotSupported.
-func newDropper() (d *dropper, err error) {
+// newDropper loads the program, or with whole one that leaves nothing to the kernel. The errors of kernels that cannot run it wrap ErrNotSupported.
+func newDropper(whole bool) (d *dropper, err error) {
 	rlimit.RemoveMemlock() // older kernels count BPF memory there; they say so below
 	d = &dropper{}
 	for _, s := range []struct {
@@ -52,8 +52,12 @@ func newDropper() (d *dropper, err error) {
 			return nil, fmt.Errorf("%w: make BPF map %s: %w", pmd.ErrNotSupported, s.spec.Name, err)
 		}
 	}
+	code := asm.Instructions{asm.Mov.Imm(asm.R0, tcxDrop), asm.Return()}
+	if !whole {
+		code = d.program()
+	}
 	d.prog, err = ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "millrace_tcx", Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: d.program(),
+		Name: "millrace_tcx", Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: code,
 	})
 	if err != nil {
 		d.close()

@@ -66,6 +66,7 @@ type Port struct {
 
 	mode    mode
 	sg      bool
+	whole   bool // nothing is left to the kernel
 	virt    bool // packets may have unfinished checksums
 	lastMAC pmd.MAC
 
@@ -88,7 +89,7 @@ func (p *Port) err(format string, args ...any) error {
 // tags back from the hardware, attaches an XDP program, and undoes all of that at Close; the program goes with the
 // process in any case.
 func Open(c pmd.Config) (port *Port, err error) {
-	p := &Port{name: c.Name, pool: c.Pool, ring: c.Ring}
+	p := &Port{name: c.Name, pool: c.Pool, ring: c.Ring, whole: c.Whole}
 	if err := p.check(c); err != nil {
 		return nil, err
 	}
@@ -116,7 +117,7 @@ func Open(c pmd.Config) (port *Port, err error) {
 	if p.maps, err = newMaps(n); err != nil {
 		return nil, p.err("%w", privilege(err))
 	}
-	if p.prog, p.frags, err = p.maps.load(); err != nil {
+	if p.prog, p.frags, err = p.maps.load(p.whole); err != nil {
 		return nil, p.err("%w", privilege(err))
 	}
 	l, err := p.dev.state()
@@ -275,6 +276,9 @@ func (p *Port) Caps() pmd.Caps {
 	c := pmd.Caps{
 		Queues: len(p.queues), Segments: p.queues[0].segs, Mode: p.mode.name, Kernel: p.ifindex, Filtered: true,
 		MaxFrame: frameRoom,
+	}
+	if p.whole {
+		c.Kernel, c.Filtered = 0, false
 	}
 	if p.sg {
 		c.MaxFrame = c.Segments * frameRoom

@@ -72,11 +72,15 @@ func (m *maps) close() {
 	}
 }
 
-// load loads the program, aware of multi-buffer packets where the kernel knows them.
-func (m *maps) load() (p *ebpf.Program, frags bool, err error) {
+// load loads the filter, or the program that takes the whole traffic, aware of multi-buffer packets where
+// the kernel knows them.
+func (m *maps) load(whole bool) (p *ebpf.Program, frags bool, err error) {
 	spec := &ebpf.ProgramSpec{
 		Name: "millrace", Type: ebpf.XDP, License: "Dual BSD/GPL",
 		Instructions: m.program(), Flags: xdpHasFrags,
+	}
+	if whole {
+		spec.Instructions = append(asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}, m.take()...)
 	}
 	if p, err = ebpf.NewProgram(spec); err == nil {
 		return p, true, nil
@@ -143,14 +147,20 @@ func (m *maps) program() asm.Instructions {
 		p = append(p, m.ip4(d)...)
 		p = append(p, m.ip6(d)...)
 	}
-	return append(p,
+	return append(append(p, m.take()...),
+		asm.Mov.Imm(asm.R0, xdpPass).WithSymbol("pass"),
+		asm.Return())
+}
+
+// take gives the packet to the queue's socket.
+func (m *maps) take() asm.Instructions {
+	return asm.Instructions{
 		asm.Mov.Imm(asm.R3, xdpPass).WithSymbol("take"), // what becomes of it where the queue has no socket
 		asm.LoadMapPtr(asm.R1, m.xsks.FD()),
 		asm.LoadMem(asm.R2, asm.R6, 16, asm.Word), // xdp_md.rx_queue_index
 		asm.FnRedirectMap.Call(),
 		asm.Return(),
-		asm.Mov.Imm(asm.R0, xdpPass).WithSymbol("pass"),
-		asm.Return())
+	}
 }
 
 // ip4 judges an IPv4 packet behind d tags.
