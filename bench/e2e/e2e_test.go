@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -37,6 +38,7 @@ func build(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	flag.Set("test.parallel", "6") // of tests that mostly wait
 	millrace = filepath.Join(dir, "millrace")
 	c := exec.Command("go", "build", "-o", millrace, "millrace/cmd/millrace")
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
