@@ -20,7 +20,7 @@ func Add(root *cobra.Command) {
 ratios within a run, not across machines or days. Every bench writes a table, and with
 --json FILE (- for standard output) the same as JSON.`,
 	}
-	c.AddCommand(roadCommand(), portsCommand(), peerCommand())
+	c.AddCommand(roadCommand(), portsCommand(), jitterCommand(), peerCommand())
 	root.AddCommand(c)
 }
 

@@ -127,6 +127,8 @@ func number(v float64) string {
 		return fmt.Sprintf("%.2f M", v/1e6)
 	case v >= 1e4:
 		return fmt.Sprintf("%.1f k", v/1e3)
+	case v < 1:
+		return fmt.Sprintf("%.3f", v)
 	}
 	return fmt.Sprintf("%.1f", v)
 }
