@@ -57,13 +57,17 @@ func newLimiter(c Limits) *limiter {
 	return &limiter{host: hz * HostSeconds, global: hz / uint64(c.Rate), burst: uint64(c.Burst - 1), none: c.None, seed: maphash.MakeSeed()}
 }
 
-// allow takes a token of the host's bucket and of the global one, or none. The host's is asked
-// first, so that one loud host does not take everybody's.
+// allow takes a token of the host's bucket and of the global one, or none: one loud host does not
+// take everybody's. The global bucket is looked at first, since under a flood it is the empty one.
 func (l *limiter) allow(now uint64, to netip.Addr, kind limitKind) bool {
+	g := max(l.all, now)
+	if l.none || g-now > l.burst*l.global {
+		return false
+	}
 	a := to.As16()
 	s := &l.slots[(maphash.Bytes(l.seed, a[:])^uint64(kind)<<7)%limitSlots]
-	h, g := max(*s, now), max(l.all, now)
-	if l.none || h-now > (HostBurst-1)*l.host || g-now > l.burst*l.global {
+	h := max(*s, now)
+	if h-now > (HostBurst-1)*l.host {
 		return false
 	}
 	*s, l.all = h+l.host, g+l.global
