@@ -45,18 +45,18 @@ func has(t *testing.T, r *Report, metric string, names ...string) {
 }
 
 func TestRoad(t *testing.T) {
-	for _, filter := range []string{"ipv4/64B/hot", "exits", "mix", "vector-1"} {
+	for _, filter := range []string{"ipv4/64B/hot", "exits", "mix", "vector-1", "overhead"} {
 		r, err := Road(RoadOptions{Runs: 2, Filter: filter})
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, x := range r.Results {
-			if x.Best <= 0 || x.Median < x.Best || x.Runs != 2 {
+			if x.Best <= 0 && !strings.HasPrefix(x.Name, "overhead/") || x.Median < x.Best || x.Runs != 2 {
 				t.Errorf("%+v", x)
 			}
 		}
 		if filter == "ipv4/64B/hot" {
-			has(t, r, "clocks_per_packet", filter, filter+"/classify", filter+"/check4", filter+"/rewrite", filter+"/tx", filter+"/empty-stage")
+			has(t, r, "clocks_per_packet", filter, filter+"/classify", filter+"/check4", filter+"/rewrite", filter+"/tx")
 			has(t, r, "ns_per_packet", filter)
 		}
 	}

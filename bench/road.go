@@ -50,14 +50,16 @@ const (
 func roadCases() []roadCase {
 	c := []roadCase{
 		{name: "ipv4/64B/hot", make: plain4, stages: true},
-		{name: "ipv4/64B/cold", make: plain4, pool: coldPool},
+		{name: "ipv4/64B/cold", make: plain4, pool: coldPool, stages: true},
 		{name: "ipv6/64B/hot", make: plain6, stages: true},
 		{name: "ipv6/64B/cold", make: plain6, pool: coldPool},
 		{name: "mix/64B/hot", make: mixed},
 		{name: "imix/hot", make: imix},
 		{name: "exits/64B/hot", make: exits},
-		{name: "ipv4/64B/hot/empty-stage", make: plain4, prepare: func(p *pipeline.Path) {
-			p.Stages = append([]*graph.Stage{p.Stages[0], emptyStage}, p.Stages[1:]...)
+		{name: "overhead", make: plain4, prepare: func(p *pipeline.Path) {
+			for range emptyStages {
+				p.Stages = append([]*graph.Stage{p.Stages[0], emptyStage}, p.Stages[1:]...)
+			}
 		}},
 		{name: "ipv4/64B/full-table", make: full4, full: true, stages: true},
 		{name: "ipv4/64B/full-table/cold", make: full4, full: true, pool: coldPool},
@@ -78,6 +80,9 @@ func roadCases() []roadCase {
 	}
 	return c
 }
+
+// emptyStages are put into one road, to tell the price of one.
+const emptyStages = 16
 
 var emptyStage = &graph.Stage{Name: "empty", Doc: "does nothing", Lane: graph.Any,
 	New: func(*graph.Worker) graph.Runner { return empty{} }}
@@ -314,11 +319,42 @@ func (b *roadBed) measure() float64 {
 	return b.timed() / float64(laps*b.c.pool)
 }
 
-func (b *roadBed) timed() float64 {
+func (b *roadBed) timed() float64 { return b.timedBy(b.solo.Round) }
+
+func (b *roadBed) timedBy(round func() int) float64 {
 	t := clock.Ticks()
-	for b.solo.Round() > 0 {
+	for round() > 0 {
 	}
 	return float64(clock.Ticks() - t)
+}
+
+// overhead measures, on the same packets in turn, the road with empty stages and without, and without all that
+// surrounds the stages in a worker: counters, hooks that are off, clock, epoch.
+func (b *roadBed) overhead(rep *Report, runs int) {
+	const laps = 100
+	lap := func(round func() int) float64 {
+		b.restore(1)
+		b.timedBy(round)
+		b.restore(laps)
+		return b.timedBy(round) / float64(laps*b.c.pool)
+	}
+	plain := func(stage string) bool { return stage != emptyStage.Name }
+	for _, vec := range []int{graph.VectorSize, 1} {
+		b.solo.SetBurst(vec)
+		var empty, around []float64
+		for range runs {
+			b.solo.Use(plain)
+			a := lap(b.solo.Round)
+			bare := lap(b.solo.RoundBare)
+			b.solo.Use(func(string) bool { return true })
+			e := lap(b.solo.Round)
+			empty = append(empty, (e-a)/emptyStages)
+			around = append(around, a-bare)
+		}
+		rep.Add(fmt.Sprintf("overhead/empty-stage/vector-%d", vec), "added_clocks_per_packet", "clocks", false, empty)
+		rep.Add(fmt.Sprintf("overhead/counters-and-hooks-off/vector-%d", vec), "added_clocks_per_packet", "clocks", false, around)
+	}
+	b.solo.SetBurst(graph.VectorSize)
 }
 
 func (b *roadBed) close() {
@@ -372,6 +408,10 @@ func Road(o RoadOptions) (*Report, error) {
 	}
 	ghz := float64(clock.Hz()) / 1e9
 	for i, b := range beds {
+		if b.c.name == "overhead" {
+			b.overhead(rep, o.Runs)
+			continue
+		}
 		rep.Add(b.c.name, "clocks_per_packet", "clocks", false, clocks[i])
 		rep.Add(b.c.name, "ns_per_packet", "ns", false, scale(clocks[i], 1/ghz))
 		if b.c.stages {

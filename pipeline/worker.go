@@ -162,17 +162,22 @@ func (w *Worker) receive(in *input, n int) {
 		w.pass(in, v.Idx[:n])
 		return
 	}
-	v.N, v.N4, v.N6, v.NX, v.NA, v.Moved, v.Opts, v.From = n, 0, 0, 0, 0, false, false, in.iface
-	// The input interface of all positions, four by one store.
-	four := uint64(in.iface) * 0x0001_0001_0001_0001
-	for i := 0; i < n; i += 4 {
-		*(*uint64)(unsafe.Pointer(&v.In[uint8(i)])) = four
-	}
+	begin(v, in.iface, n)
 	w.C.Received += uint64(n)
 	if w.watched {
 		w.begin(v, in.name)
 	}
 	w.run(v, 0)
+}
+
+// begin makes a vector of the first n packets in v.Idx, which came in by iface.
+func begin(v *graph.Vector, iface uint16, n int) {
+	v.N, v.N4, v.N6, v.NX, v.NA, v.Moved, v.Opts, v.From = n, 0, 0, 0, 0, false, false, iface
+	// The input interface of all positions, four by one store.
+	four := uint64(iface) * 0x0001_0001_0001_0001
+	for i := 0; i < n; i += 4 {
+		*(*uint64)(unsafe.Pointer(&v.In[uint8(i)])) = four
+	}
 }
 
 // pass sends what does not go down the road: the kernel's own packets from a TAP, or
