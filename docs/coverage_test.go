@@ -196,7 +196,7 @@ func TestDriverKeys(t *testing.T) {
 		{"mode", "generic"}, {"socket", "/run/x.sock"}, {"role", "client"}, {"id", "1"}, {"secret", "s"},
 		{"read", "x.pcap"}, {"write", "y.pcap"}, {"loop", "2"}, {"rate", "100"},
 	}
-	need := map[string]string{"memif": ", socket: /run/y.sock", "pcap": ", read: z.pcap"}
+	need := map[string]string{"memif": ", socket: /run/y.sock", "mem": ", socket: w", "pcap": ", read: z.pcap"}
 	var b strings.Builder
 	b.WriteString("| driver | what it is | `host` if left out | own keys |\n|---|---|---|---|\n")
 	for _, d := range pmd.Drivers() {

@@ -23,7 +23,7 @@ var (
 		Doc:   "An IPv4 option is malformed (RFC 791 3.1); the ICMP error points to the byte.",
 		ICMP4: graph.Owe(12, 0), Arg: problem4})
 	XSourceRoute = graph.NewReason(graph.ReasonInfo{Stage: "check4", Name: "source-route",
-		Doc:   "The packet wants to choose its own way (LSRR or SSRR), which lets senders bypass filters (RFC 7126 4.3). ip.SourceRoute allows it.",
+		Doc:   "The packet wants to choose its own way (LSRR or SSRR), which lets senders bypass filters; source routes are never followed (RFC 7126 4.3).",
 		ICMP4: graph.Owe(3, 5)})
 )
 

@@ -51,11 +51,12 @@ func (c *Config) check(errs *Errors) {
 	if len(c.Ports) == 0 {
 		k.fail("ports", "no ports: name at least one, such as `ports: [{name: eth0}]`")
 	}
-	memifs := map[string]string{}
+	memifs, wires := map[string]string{}, map[string][]string{}
 	for i := range c.Ports {
-		k.port(&c.Ports[i], fmt.Sprintf("ports[%d]", i), memifs)
+		k.port(&c.Ports[i], fmt.Sprintf("ports[%d]", i), memifs, wires)
 	}
 	k.rest()
+	k.rings()
 	for i := range c.Routes {
 		k.route(&c.Routes[i], fmt.Sprintf("routes[%d]", i))
 	}
@@ -131,7 +132,7 @@ func (k *checker) name(name, key string) {
 	k.names[name] = key
 }
 
-func (k *checker) port(p *Port, key string, memifs map[string]string) {
+func (k *checker) port(p *Port, key string, memifs map[string]string, wires map[string][]string) {
 	k.name(p.Name, key)
 	if d := drivers(); !k.oneOf(p.Driver, key+".driver", d...) {
 		return
@@ -163,7 +164,11 @@ func (k *checker) port(p *Port, key string, memifs map[string]string) {
 		{"id", "memif", p.ID != 0}, {"secret", "memif", p.Secret != ""}, {"read", "pcap", p.Read != ""},
 		{"write", "pcap", p.Write != ""}, {"loop", "pcap", p.Loop != 0}, {"rate", "pcap", p.Rate != 0},
 	} {
-		if f.set && p.Driver != f.driver && !(f.key == "mode" && p.Driver == "") {
+		switch {
+		case !f.set || p.Driver == f.driver || f.key == "mode" && p.Driver == "" || f.key == "socket" && p.Driver == "mem":
+		case f.key == "socket":
+			k.fail(key+"."+f.key, "only ports with `driver: memif` or `driver: mem` have this")
+		default:
 			k.fail(key+"."+f.key, "only ports with `driver: %s` have this", f.driver)
 		}
 	}
@@ -180,6 +185,17 @@ func (k *checker) port(p *Port, key string, memifs map[string]string) {
 		}
 		if len(p.Secret) > 24 {
 			k.fail(key+".secret", "longer than 24 bytes")
+		}
+	case "mem":
+		if k.need(p.Socket != "", key, "socket") {
+			if w := wires[p.Socket]; len(w) == 2 {
+				k.fail(key+".socket", "%s and %s are the two ends of the wire %s already", w[0], w[1], p.Socket)
+			}
+			wires[p.Socket] = append(wires[p.Socket], key)
+		}
+	case "afxdp":
+		if p.Ring > maxRingXDP {
+			k.fail(key+".ring", "%d is more than the %d of driver afxdp", p.Ring, maxRingXDP)
 		}
 	case "pcap":
 		if p.Read == "" && p.Write == "" {
@@ -314,6 +330,32 @@ func (k *checker) route(r *Route, key string) {
 			k.fail(vkey, "%s is not reachable: it is in no subnet of the ports; add an address to a port, or write `%s dev NAME`", n.Addr, n.Addr)
 		}
 	}
+}
+
+// maxRingXDP is the longest ring of the driver afxdp.
+const maxRingXDP = 8192
+
+// rings says where pool.buffers is too small for what the receive rings hold of it: those
+// of AF_XDP are full of empty buffers. Rings of a length that is not said adapt to the pool.
+func (k *checker) rings() {
+	const spare = 1024 // for packets on their way
+	held, n := 0, 0
+	for i := range k.c.Ports {
+		if p := &k.c.Ports[i]; p.Ring != 0 && (p.Driver == "" || p.Driver == "afxdp") {
+			held += max(1, p.Queues) * p.Ring
+			n++
+		}
+	}
+	if b := k.c.Pool.Buffers; b != 0 && held != 0 && held+spare > b {
+		k.fail("pool.buffers", "%d are too few: the receive rings of %d %s alone hold %d; leave the key out, or write %d or more", b, n, plural(n, "port", "ports"), held, held+spare)
+	}
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
 }
 
 func (k *checker) routesOnce() {

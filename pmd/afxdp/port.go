@@ -252,7 +252,11 @@ func (p *Port) detach() {
 
 // explain tells why the port runs as it does.
 func (p *Port) explain(n int) {
-	p.why = append(p.why, fmt.Sprintf("%s: works on %d queues of driver %s", p.mode.name, n, p.dev.driver))
+	queues := "1 queue"
+	if n != 1 {
+		queues = fmt.Sprintf("%d queues", n)
+	}
+	p.why = append(p.why, fmt.Sprintf("%s: works on %s of driver %s", p.mode.name, queues, p.dev.driver))
 	if !p.sg {
 		p.why = append(p.why, fmt.Sprintf("packets longer than %d bytes are lost: no scatter/gather (XDP_USE_SG) from this kernel and driver", frameRoom))
 	}
