@@ -216,7 +216,7 @@ func (w way) run(t *testing.T, input string) outcome {
 	}
 	st := newStack(t, 16384)
 	pool, tables, f := st.pool, st.tables, st.fib
-	o := st.options(noResolver{}, host.Config{NoReset: true})
+	o := st.options(noResolver{}, host.Config{NoReset: true, NoReports: true})
 	o.Burst, o.Poll = w.burst, w.poll
 	o.Path.Exits = slices.DeleteFunc(o.Path.Exits, func(st *graph.Stage) bool { return st.Name == "icmp" })
 	for range w.workers {
