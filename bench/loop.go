@@ -12,7 +12,8 @@ import (
 // What runs on the polling loop under measurement.
 
 // gapPort is a port without packets whose Rx, called once a round, records the time since
-// the last round.
+// the last round, weighted by itself: quantiles are over time, as a packet that arrives at a random moment
+// meets them, not over rounds.
 type gapPort struct {
 	*mem.Out
 	last uint64
@@ -33,7 +34,7 @@ func (g *gapPort) Rx([]uint32) int {
 	now := clock.Ticks()
 	d := now - g.last
 	g.last = now
-	_ = g.hist.RecordValue(int64(d)) // beyond 2^40 ticks there is nothing
+	_ = g.hist.RecordValues(int64(d), int64(d)) // beyond 2^40 ticks there is nothing
 	if float64(d) > lostGap*float64(clock.Hz()) {
 		g.lost += d
 	}

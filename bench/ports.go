@@ -143,7 +143,7 @@ func flood(q pmd.Queue, c *packet.Cache, stop func() bool) {
 	}
 }
 
-// count receives by a queue, and drops, until stop says so.
+// drain receives by a queue, and drops, until stop says so.
 func drain(q pmd.Queue, c *packet.Cache, stop func() bool) (n uint64) {
 	var b [256]uint32
 	for !stop() {

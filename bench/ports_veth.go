@@ -44,8 +44,6 @@ type chain struct {
 	cmd *exec.Cmd
 	log bytes.Buffer
 	api *api.Client
-
-	rates []float64
 }
 
 const frameSize = 64

@@ -60,7 +60,7 @@ type Follower struct {
 	due     time.Time // of the next dump, zero for none
 	full    bool      // it is to be of everything, not only of routes
 	tries   int       // dumps that failed in a row
-	replay  atomic.Bool
+	replay  atomic.Pointer[replay]
 	nextAge time.Time
 	checked map[neighKey]time.Time
 }
@@ -117,8 +117,9 @@ func (f *Follower) Run(ctx context.Context) error {
 	f.nextAge = time.Now().Add(keepAlivePeriod / 10)
 	for ctx.Err() == nil {
 		now := time.Now()
-		if f.replay.Swap(false) {
+		if r := f.replay.Swap(nil); r != nil {
 			f.tellAll()
+			close(r.done)
 		}
 		if !f.due.IsZero() && !now.Before(f.due) {
 			f.resync()
@@ -131,7 +132,7 @@ func (f *Follower) Run(ctx context.Context) error {
 		if !f.due.IsZero() && f.due.Before(until) {
 			until = f.due
 		}
-		if f.replay.Load() || ctx.Err() != nil {
+		if f.replay.Load() != nil || ctx.Err() != nil {
 			continue
 		}
 		b, err := f.events.receive(true, until)
@@ -164,11 +165,20 @@ func (f *Follower) Run(ctx context.Context) error {
 const wakePeriod = 100 * time.Millisecond
 
 // Replay has Run report all that the kernel has once more, as new, and then Synced: for a sink that
-// came to care for more than before.
-func (f *Follower) Replay() {
-	f.replay.Store(true)
+// came to care for more than before. The channel is closed when it is done; while Run does not run, never.
+func (f *Follower) Replay() <-chan struct{} {
+	r := &replay{make(chan struct{})}
+	for !f.replay.CompareAndSwap(nil, r) {
+		if asked := f.replay.Load(); asked != nil { // and not begun: it serves both
+			return asked.done
+		}
+	}
 	_ = f.events.f.SetReadDeadline(time.Unix(1, 0))
+	return r.done
 }
+
+// replay is a wish for one, and when it is done.
+type replay struct{ done chan struct{} }
 
 func (f *Follower) tellAll() {
 	f.flush()

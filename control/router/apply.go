@@ -43,7 +43,7 @@ func (r *Router) ApplyConfig(ctx context.Context, q *v1.ApplyConfigRequest) (*v1
 		return nil, fmt.Errorf("%w: a negative time to confirm", api.ErrInvalid)
 	}
 	out := &v1.ApplyConfigResponse{}
-	return out, r.do(ctx, func() error {
+	return out, r.reconfigure(ctx, func() error {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if r.pipe == nil {
@@ -77,6 +77,24 @@ func (r *Router) ApplyConfig(ctx context.Context, q *v1.ApplyConfigRequest) (*v1
 	})
 }
 
+// reconfigure is do for a change of the configuration: new ports have the kernel's routes when it returns.
+func (r *Router) reconfigure(ctx context.Context, f func() error) error {
+	var replayed <-chan struct{}
+	err := r.do(ctx, func() error {
+		err := f()
+		replayed, r.replayed = r.replayed, nil
+		return err
+	})
+	if replayed != nil {
+		select {
+		case <-replayed:
+		case <-r.done:
+		case <-ctx.Done():
+		}
+	}
+	return err
+}
+
 // Confirm implements api.Backend.
 func (r *Router) Confirm(context.Context, *v1.ConfirmRequest) (*v1.ConfirmResponse, error) {
 	r.mu.Lock()
@@ -91,7 +109,7 @@ func (r *Router) Confirm(context.Context, *v1.ConfirmRequest) (*v1.ConfirmRespon
 // Rollback implements api.Backend.
 func (r *Router) Rollback(ctx context.Context, _ *v1.RollbackRequest) (*v1.ApplyConfigResponse, error) {
 	out := &v1.ApplyConfigResponse{}
-	return out, r.do(ctx, func() error {
+	return out, r.reconfigure(ctx, func() error {
 		changes, err := r.rollback()
 		out.Changes, out.Applied = changes, err == nil
 		return err
@@ -197,7 +215,7 @@ func (r *Router) change(c *config.Config) error {
 	}
 	if r.follower != nil {
 		if fresh {
-			r.follower.Replay()
+			r.replayed = r.follower.Replay()
 		}
 		return nil
 	}

@@ -113,6 +113,8 @@ type Router struct {
 	pinned  map[neighKey]pmd.MAC // neighbours of the configuration
 	foreign map[int]bool         // links that routes lead to and that are not ours, told once
 	synced  bool
+	// replayed is closed when the kernel's state was told anew for ports that apply added; nil otherwise.
+	replayed <-chan struct{}
 
 	apiRoutes      map[fib.Key]config.Route
 	static         map[fib.Key]fib.Route // of configuration and API, as given to the FIB
@@ -171,6 +173,9 @@ func (r *Router) Run(ctx context.Context, ready func()) (err error) {
 		if unix.Sysinfo(&si) == nil {
 			defer debug.SetMemoryLimit(debug.SetMemoryLimit(int64(uint64(si.Totalram) * uint64(si.Unit) / 4)))
 		}
+	}
+	if err := checkRights(r.cfg); err != nil {
+		return err
 	}
 	r.ready = ready
 	ctx, cancel := context.WithCancel(ctx)
