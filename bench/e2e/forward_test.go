@@ -20,11 +20,12 @@ func TestFirstPacket(t *testing.T) {
 	}
 }
 
-// hops runs traceroute and returns its lines that have an address.
+// hops runs traceroute and returns its lines that have an address. Probes go one at a time: Linux
+// answers six of a burst with ICMP errors, which need not be those of the nearest hops.
 func hops(t *testing.T, ns *testnet.NS, to string, opts ...string) []string {
 	t.Helper()
 	need(t, "traceroute")
-	out, code := command(t, ns, append(append([]string{"traceroute", "-n", "-q", "1", "-w", "3"}, opts...), to)...)
+	out, code := command(t, ns, append(append([]string{"traceroute", "-n", "-q", "1", "-N", "1", "-w", "3"}, opts...), to)...)
 	var l []string
 	for _, line := range strings.Split(out, "\n")[1:] {
 		if f := strings.Fields(line); len(f) > 1 {
