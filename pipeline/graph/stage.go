@@ -51,7 +51,8 @@ type Taker interface {
 // that waits, that finishes asynchronously, or that makes packets of its own.
 type Source interface {
 	// Refill appends packets that may go on to the empty vector and returns
-	// their number. It is called in the round after Worker.Wake was set, and on every tick.
+	// their number. It is called at the end of a round, again and again while Worker.Wake is
+	// set (32 times at most), and on every tick.
 	Refill(v *Vector) int
 	// Held is the number of packets held.
 	Held() int

@@ -3,7 +3,7 @@ package graph
 import (
 	"net/netip"
 	"sync/atomic"
-	"unsafe"
+	"unsafe" // tables outside the heap, given back as they were mapped
 
 	"millrace/internal/mem"
 	"millrace/pmd"
@@ -13,7 +13,7 @@ const (
 	MaxIfaces = 4096    // interfaces, sub-interfaces counted; 0 is none
 	MaxGroups = 1 << 15 // next-hop groups
 	MaxAdjs   = 1 << 16 // adjacencies; 0 is none
-	MaxPorts  = 256
+	MaxPorts  = 256     // ports, TAPs counted; 0 is none
 )
 
 // Group is a next-hop group: what a route leads to. Exactly one of three: an

@@ -1,7 +1,7 @@
 package graph
 
 import (
-	"unsafe"
+	"unsafe" // packet.Base; counters outside the heap
 
 	"millrace/internal/mem"
 	"millrace/packet"
@@ -21,7 +21,7 @@ type Worker struct {
 	Dirty  [MaxPorts]uint16 // ports with packets in their TxBuf
 	ND     int              // how many are Dirty
 	Takers [MaxReasons]Taker
-	// Wake asks for Refill of all sources in the next round. A source sets it when it
+	// Wake asks for Refill of all sources before the round ends. A source sets it when it
 	// parks a packet that may go on, and leaves it set while it waits for
 	// something that only Refill can find out.
 	Wake bool
