@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync/atomic"
-	"unsafe"
+	"unsafe" // a group's first 64 bits stored as one word
 
 	"millrace/pipeline/graph"
 )

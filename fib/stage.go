@@ -2,7 +2,7 @@ package fib
 
 import (
 	"math/bits"
-	"unsafe"
+	"unsafe" // headers in the vector, which the check stages have judged; tables outside the heap
 
 	"millrace/packet"
 	"millrace/pipeline/graph"

@@ -2,7 +2,7 @@ package fib
 
 import (
 	"sync/atomic"
-	"unsafe"
+	"unsafe" // two neighbouring 16-bit entries stored as one aligned word
 
 	"millrace/internal/mem"
 )

@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync/atomic"
-	"unsafe"
+	"unsafe" // nodes by number, in mapped memory outside the heap
 
 	"millrace/internal/mem"
 )

@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"net/netip"
-	"unsafe"
+	"unsafe" // headers, no further than the n bytes that a caller vouches for
 )
 
 // FlowKey names a flow: comparable, so that it serves as a map key. Ports are 0 for

@@ -1,7 +1,7 @@
 package packet
 
 import (
-	"unsafe"
+	"unsafe" // the data of a segment, which lies outside the Go heap
 )
 
 // Mbuf is the header of a packet buffer: the layout of DPDK's rte_mbuf

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"unsafe"
+	"unsafe" // buffers by offset from base, inside what mustReserve reserved
 
 	"millrace/internal/invariants"
 	"millrace/internal/mem"

@@ -2,7 +2,7 @@ package pipeline
 
 import (
 	"time"
-	"unsafe"
+	"unsafe" // arguments of a system call, alive until it returns
 
 	"golang.org/x/sys/unix"
 

@@ -2,7 +2,7 @@ package pipeline
 
 import (
 	"fmt"
-	"unsafe"
+	"unsafe" // headers of the packet that a trace looks at, before it leaves
 
 	"millrace/pipeline/graph"
 	"millrace/pmd"

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
-	"unsafe"
+	"unsafe" // arguments of a system call, alive until it returns
 
 	"golang.org/x/sys/unix"
 )

@@ -9,7 +9,7 @@ package mem
 import (
 	"fmt"
 	"os"
-	"unsafe"
+	"unsafe" // addresses of mappings, which the collector does not know
 
 	"golang.org/x/sys/unix"
 )

@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
-	"unsafe"
+	"unsafe" // struct ifreq, whose union has room for all that is put there
 
 	"golang.org/x/sys/unix"
 )

@@ -10,7 +10,7 @@
 package frag
 
 import (
-	"unsafe"
+	"unsafe" // headers in the vector, which the check stages have judged
 
 	"millrace/ip"
 	"millrace/packet"

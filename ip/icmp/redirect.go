@@ -3,7 +3,7 @@ package icmp
 import (
 	"encoding/binary"
 	"net/netip"
-	"unsafe"
+	"unsafe" // headers in the vector, which the check stages have judged
 
 	"millrace/packet"
 	"millrace/pipeline/graph"

@@ -20,7 +20,7 @@ package neigh
 import (
 	"encoding/binary"
 	"net/netip"
-	"unsafe"
+	"unsafe" // headers of packets on the road, which the check stages have judged
 
 	"millrace/internal/clock"
 	"millrace/packet"

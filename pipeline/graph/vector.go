@@ -2,7 +2,7 @@ package graph
 
 import (
 	"math/bits"
-	"unsafe"
+	"unsafe" // headers by their offset from packet.Base, inside a living buffer
 
 	"millrace/packet"
 )

@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
-	"unsafe"
+	"unsafe" // an address compared as words, within a slice that is long enough
 
 	"golang.org/x/sys/unix"
 

@@ -2,7 +2,7 @@ package afpacket
 
 import (
 	"sync/atomic"
-	"unsafe"
+	"unsafe" // slots of the mapped ring; arguments of system calls
 
 	"golang.org/x/sys/unix"
 

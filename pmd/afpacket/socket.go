@@ -2,7 +2,7 @@ package afpacket
 
 import (
 	"fmt"
-	"unsafe"
+	"unsafe" // arguments of system calls, alive until they return
 
 	"golang.org/x/sys/unix"
 )

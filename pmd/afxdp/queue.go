@@ -2,7 +2,7 @@ package afxdp
 
 import (
 	"sync/atomic"
-	"unsafe"
+	"unsafe" // an mbuf header written as words
 
 	"golang.org/x/sys/unix"
 

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"syscall"
-	"unsafe"
+	"unsafe" // arguments of system calls; rings in a mapping, of the sizes that were asked for
 
 	"golang.org/x/sys/unix"
 

@@ -2,7 +2,7 @@ package memif
 
 import (
 	"sync/atomic"
-	"unsafe"
+	"unsafe" // shared memory: what a peer wrote is read once, then checked against the region
 
 	"golang.org/x/sys/unix"
 

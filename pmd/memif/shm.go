@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync/atomic"
-	"unsafe"
+	"unsafe" // rings in shared memory, at places checked against their region
 
 	"golang.org/x/sys/unix"
 

@@ -1,7 +1,7 @@
 package pcap
 
 import (
-	"unsafe"
+	"unsafe" // room behind a segment's data; aligned words of the recorder's ring
 
 	"golang.org/x/sys/unix"
 

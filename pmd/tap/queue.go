@@ -3,7 +3,7 @@ package tap
 import (
 	"slices"
 	"syscall"
-	"unsafe"
+	"unsafe" // arguments of system calls, alive until they return
 
 	"golang.org/x/sys/unix"
 
