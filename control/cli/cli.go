@@ -128,11 +128,9 @@ const (
 	groupRun  = "run"
 	groupSee  = "see"
 	groupSet  = "set"
+	groupAdd  = "add" // commands of Options.Add that name none
 	groupElse = "else"
 )
-
-// GroupMeasure is the command group that benchmark commands belong to.
-const GroupMeasure = "measure"
 
 // New builds the command tree.
 func New(o Options) *cobra.Command {
@@ -170,7 +168,7 @@ unaccounted for, a check that failed, mistakes in a file); 2 wrong command line;
 	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Run a router:"}, &cobra.Group{ID: groupSee, Title: "See what it does:"},
 		&cobra.Group{ID: groupSet, Title: "Change it while it runs:"})
 	if len(o.Add) > 0 {
-		root.AddGroup(&cobra.Group{ID: GroupMeasure, Title: "Measure:"})
+		root.AddGroup(&cobra.Group{ID: groupAdd, Title: "Try it, measure it:"})
 	}
 	root.AddGroup(&cobra.Group{ID: groupElse, Title: "Others:"})
 	root.SetHelpCommandGroupID(groupElse)
@@ -182,6 +180,11 @@ unaccounted for, a check that failed, mistakes in a file); 2 wrong command line;
 	root.AddCommand(a.run(), a.doctor(), a.show(), a.top(), a.trace(), a.capture(), a.configCmd(), a.set(), a.version())
 	for _, add := range o.Add {
 		add(root)
+	}
+	for _, c := range root.Commands() {
+		if c.GroupID == "" {
+			c.GroupID = groupAdd
+		}
 	}
 	return root
 }

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -165,6 +166,7 @@ func (a *app) runRouter(ctx context.Context, cfg *config.Config, socket, logLeve
 		})
 	}()
 	var cause error
+	var stopping time.Time
 	for {
 		select {
 		case err := <-done:
@@ -186,8 +188,12 @@ func (a *app) runRouter(ctx context.Context, cfg *config.Config, socket, logLeve
 			}
 		case s := <-stop:
 			if ctx.Err() != nil {
+				if time.Since(stopping) < time.Second {
+					continue // the same wish twice: timeout(1) and shells tell the process and its group
+				}
 				return fmt.Errorf("second %v: gave up waiting for the router to stop", s)
 			}
+			stopping = time.Now()
 			log.Info("stopping", zap.Stringer("signal", s))
 			notify(log, "STOPPING=1")
 			cancel()
