@@ -26,6 +26,9 @@ func Open(c pmd.Config) (pmd.Port, error) {
 	if err := Exists(c.Name); err != nil {
 		return nil, err
 	}
+	if i, err := net.InterfaceByName(c.Name); err == nil && i.Flags&net.FlagLoopback != 0 {
+		return nil, fmt.Errorf("kernelif: %s is the loopback interface: nothing is forwarded by it; name interfaces that lead to other hosts", c.Name)
+	}
 	if c.Driver != "" {
 		d, err := pmd.Lookup(c.Driver)
 		if err != nil {

@@ -180,3 +180,9 @@ func TestNearest(t *testing.T) {
 		t.Errorf("got %v of nothing", got)
 	}
 }
+
+func TestLoopback(t *testing.T) {
+	if _, err := Open(pmd.Config{Name: "lo"}); err == nil || !strings.Contains(err.Error(), "loopback") {
+		t.Errorf("lo: %v", err)
+	}
+}
