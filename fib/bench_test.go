@@ -14,10 +14,9 @@ import (
 
 // benchStages runs vectors of IPv4 packets to dsts in turn and reports clocks a packet. Between two
 // vectors, other goes through the cache, as packets do.
-func benchStages(b *testing.B, r *rig, dsts []uint32, prefetch bool, other []byte, stages ...*graph.Stage) {
+func benchStages(b *testing.B, r *rig, dsts []uint32, other []byte, stages ...*graph.Stage) {
 	l := newLane(b, r.tab, graph.VectorSize)
 	rs := runners(l.w, stages...)
-	r.t4.spread.Store(prefetch)
 	l.fill(slices.Repeat([]netip.Addr{netip.MustParseAddr("11.0.0.9")}, 256), 0)
 	v, whole := &l.v, l.v.Lane4
 	n := 0
@@ -73,14 +72,12 @@ func BenchmarkRoad(b *testing.B) {
 		{"table", table, 0},
 		{"table-cold", table, 1 << 20},
 	} {
-		for _, pf := range []bool{false, true} {
-			for name, st := range map[string][]*graph.Stage{
-				"lookup":   {Lookup4(r.FIB)},
-				"separate": {Lookup4(r.FIB), NextHop4(r.FIB)},
-				"fused":    {LookupNextHop4(r.FIB)},
-			} {
-				b.Run(fmt.Sprintf("%s/prefetch=%v/%s", c.name, pf, name), func(b *testing.B) { benchStages(b, r, c.dsts, pf, make([]byte, c.other), st...) })
-			}
+		for name, st := range map[string][]*graph.Stage{
+			"lookup":   {Lookup4(r.FIB)},
+			"separate": {Lookup4(r.FIB), NextHop4(r.FIB)},
+			"fused":    {LookupNextHop4(r.FIB)},
+		} {
+			b.Run(fmt.Sprintf("%s/%s", c.name, name), func(b *testing.B) { benchStages(b, r, c.dsts, make([]byte, c.other), st...) })
 		}
 	}
 }

@@ -11,7 +11,9 @@ import (
 
 	"github.com/gaissmai/bart"
 
+	"millrace/fib/lpm"
 	"millrace/internal/epoch"
+	"millrace/internal/ids"
 	"millrace/pipeline/graph"
 )
 
@@ -21,8 +23,8 @@ type FIB struct {
 	t       *graph.Tables
 	d       *epoch.Domain
 	why     Reasons
-	t4      *Table4
-	t6      *Table6
+	t4      *lpm.Table4
+	t6      *lpm.Table6
 	gen     atomic.Uint64
 	targets []atomic.Pointer[target] // by group
 
@@ -32,8 +34,8 @@ type FIB struct {
 	sets   map[string]*hopset
 	hops   map[hopKey]*hop
 	ifs    [graph.MaxIfaces]link
-	groups *ids
-	adjs   *ids
+	groups *ids.Set
+	adjs   *ids.Set
 	runs   runs
 	key    []byte // scratch of intern
 
@@ -69,8 +71,8 @@ type cand struct {
 
 // retired is what workers may still read.
 type retired struct {
-	groups, adjs, blocks, nodes []uint32
-	runs                        []run
+	groups, adjs []uint32
+	runs         []run
 }
 
 // special-purpose prefixes; see RFC 6890 and its registry. Real routes inside them are
@@ -100,20 +102,18 @@ func New(t *graph.Tables, d *epoch.Domain, why Reasons) (*FIB, error) {
 		t: t, d: d, why: why,
 		targets: make([]atomic.Pointer[target], graph.MaxGroups),
 		sets:    map[string]*hopset{}, hops: map[hopKey]*hop{},
-		groups: newIDs("next-hop groups", 1, graph.MaxGroups),
-		adjs:   newIDs("adjacencies", 1, graph.MaxAdjs),
+		groups: ids.New("next-hop groups", 1, graph.MaxGroups),
+		adjs:   ids.New("adjacencies", 1, graph.MaxAdjs),
 		runs:   runs{size: graph.MaxBuckets},
 	}
 	var err error
-	if f.t4, err = newTable4(); err != nil {
+	if f.t4, err = lpm.New4(d); err != nil {
 		return nil, fmt.Errorf("fib: %w", err)
 	}
-	if f.t6, err = newTable6(); err != nil {
-		f.t4.close()
+	if f.t6, err = lpm.New6(d); err != nil {
+		f.t4.Close()
 		return nil, fmt.Errorf("fib: %w", err)
 	}
-	f.t4.alloc = func() (uint32, error) { return f.take(f.t4.ids) }
-	f.t6.alloc = func() (uint32, error) { return f.take(f.t6.ids) }
 	f.store(0, word(0, XNoRoute, 0))
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -126,8 +126,7 @@ func New(t *graph.Tables, d *epoch.Domain, why Reasons) (*FIB, error) {
 	if err := f.settle(func() {}); err != nil {
 		return nil, err
 	}
-	f.t4.base = f.t4.lines
-	f.t4.spread.Store(false)
+	f.t4.Calm()
 	return f, nil
 }
 
@@ -136,8 +135,8 @@ func (f *FIB) Close() {
 	f.d.Wait()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.t4.close()
-	f.t6.close()
+	f.t4.Close()
+	f.t6.Close()
 }
 
 // Generation changes whenever destinations may be reached in another way than before: a
@@ -479,8 +478,8 @@ func (f *FIB) sweep() {
 	clear(f.dropped)
 	clear(f.dirty)
 	f.left, f.dropped, f.dirty = f.left[:0], f.dropped[:0], f.dirty[:0]
-	f.retired.blocks = append(f.retired.blocks, f.t4.collapse()...)
-	f.retired.nodes = append(f.retired.nodes, f.t6.collapse()...)
+	f.t4.Commit()
+	f.t6.Commit()
 	if f.changed {
 		f.changed = false
 		f.gen.Add(1)
@@ -491,7 +490,7 @@ func (f *FIB) sweep() {
 // retire gives numbers back once no worker reads what they name.
 func (f *FIB) retire() {
 	r := f.retired
-	if len(r.groups)+len(r.adjs)+len(r.blocks)+len(r.nodes)+len(r.runs) == 0 {
+	if len(r.groups)+len(r.adjs)+len(r.runs) == 0 {
 		return
 	}
 	f.retired = retired{}
@@ -499,10 +498,8 @@ func (f *FIB) retire() {
 		for _, g := range r.groups {
 			f.targets[g].Store(nil)
 		}
-		f.groups.put(r.groups...)
-		f.adjs.put(r.adjs...)
-		f.t4.ids.put(r.blocks...)
-		f.t6.ids.put(r.nodes...)
+		f.groups.Put(r.groups...)
+		f.adjs.Put(r.adjs...)
 		for _, x := range r.runs {
 			f.runs.put(x)
 		}
@@ -511,11 +508,14 @@ func (f *FIB) retire() {
 
 // take gets a number; where none is free it waits for those that workers may still
 // read.
-func (f *FIB) take(s *ids) (uint32, error) {
-	id, err := s.get()
+func (f *FIB) take(s *ids.Set) (uint32, error) {
+	id, err := s.Get()
 	if err != nil && f.d.Pending() > 0 {
 		f.d.Wait()
-		id, err = s.get()
+		id, err = s.Get()
+	}
+	if err != nil {
+		err = fmt.Errorf("fib: %w", err)
 	}
 	return id, err
 }

@@ -138,10 +138,10 @@ func TestFull(t *testing.T) {
 	}
 	look := []netip.Addr{a("20.0.0.1"), a("20.0.0.9"), a("20.0.1.1"), a("20.0.3.1"), a("30.0.0.1"), a("2001:db8::1"), a("2001:db8:0:1::1"), a("10.0.0.1"), a("10.0.0.77")}
 	for name, limit := range map[string]func(r *rig){
-		"groups":      func(r *rig) { r.groups.limit = r.groups.next + 1 },
-		"adjacencies": func(r *rig) { r.adjs.limit = r.adjs.next + 1 },
-		"blocks":      func(r *rig) { r.t4.ids.limit = r.t4.ids.next + 1 },
-		"nodes":       func(r *rig) { r.t6.ids.limit = r.t6.ids.next + 2 },
+		"groups":      func(r *rig) { r.groups.Bound(1) },
+		"adjacencies": func(r *rig) { r.adjs.Bound(1) },
+		"blocks":      func(r *rig) { r.t4.Blocks().Bound(1) },
+		"nodes":       func(r *rig) { r.t6.Nodes().Bound(2) },
 		"buckets":     func(r *rig) { r.runs.size = r.runs.next }, // one run is free
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -215,12 +215,12 @@ func TestFull(t *testing.T) {
 			}
 			if name == "groups" {
 				var all []uint32
-				for g, err := r.groups.get(); err == nil; g, err = r.groups.get() {
+				for g, err := r.groups.Get(); err == nil; g, err = r.groups.Get() {
 					all = append(all, g)
 				}
 				before.Groups = r.Stats().Groups
 				check("neighbour gone", r.DelNeighbour(1, a("10.0.0.77")))
-				r.groups.put(all...)
+				r.groups.Put(all...)
 			}
 			if err := r.update(nil, del); err != nil {
 				t.Fatal(err)
@@ -264,10 +264,14 @@ func TestCandidates(t *testing.T) {
 		{func() error { return r.Update([]Route{route(SourceConfig, 501, 4)}, nil) }, "config 501 by 4"},
 		{func() error { return r.iface(4, false) }, "api 500 by 3"},
 		{func() error { return r.Update([]Route{route(SourceConfig, 501, 5)}, nil) }, "config 501 by 5"},
-		{func() error { return r.Update(nil, []Key{{pfx, SourceConfig, 501}, {pfx, SourceAPI, 500}}) }, "kernel 10 by 2"},
+		{func() error {
+			return r.Update(nil, []Key{{Prefix: pfx, Source: SourceConfig, Metric: 501}, {Prefix: pfx, Source: SourceAPI, Metric: 500}})
+		}, "kernel 10 by 2"},
 		{func() error { return r.iface(2, false) }, "kernel 20 by 1"},
 		{func() error { return r.iface(2, true) }, "kernel 10 by 2"},
-		{func() error { return r.Update(nil, []Key{{pfx, SourceKernel, 10}, {pfx, SourceKernel, 20}}) }, ""},
+		{func() error {
+			return r.Update(nil, []Key{{Prefix: pfx, Source: SourceKernel, Metric: 10}, {Prefix: pfx, Source: SourceKernel, Metric: 20}})
+		}, ""},
 	} {
 		if err := c.do(); err != nil {
 			t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"unsafe" // a group's first 64 bits stored as one word
 
+	"millrace/internal/mem"
 	"millrace/pipeline/graph"
 )
 
@@ -44,7 +45,7 @@ func (f *FIB) intern(typ RouteType, hops []NextHop) *hopset {
 		canon = make([]NextHop, 0, len(hops))
 	}
 	for _, h := range hops {
-		canon = append(canon, NextHop{plain(h.Via), h.Iface, max(h.Weight, 1)})
+		canon = append(canon, NextHop{Via: plain(h.Via), Iface: h.Iface, Weight: max(h.Weight, 1)})
 	}
 	if len(canon) > 1 {
 		canon = merge(canon)
@@ -151,7 +152,7 @@ func (f *FIB) activate(s *hopset) error {
 	}
 	if err != nil {
 		f.detach(s)
-		f.groups.put(g)
+		f.groups.Put(g)
 		return err
 	}
 	f.write(s)
@@ -236,7 +237,7 @@ func (f *FIB) write(s *hopset) {
 		f.t.Groups[g].At = s.run.at
 		share(s.hops, adjs, usable, func(b int, adj uint16) {
 			if out[b] != adj {
-				store16(&out[b], adj)
+				mem.Store16(&out[b], adj)
 			}
 		})
 		f.store(g, word(0, 0, uint16(s.run.n-1)))

@@ -6,49 +6,6 @@ import (
 	"sync"
 )
 
-// ids gives out numbers from first to limit-1. Its mutex is a leaf: put is called by the
-// epoch domain, perhaps under FIB.mu.
-type ids struct {
-	what  string
-	first uint32
-	limit uint32
-	mu    sync.Mutex
-	next  uint32
-	free  []uint32
-}
-
-func newIDs(what string, first, limit uint32) *ids {
-	return &ids{what: what, first: first, next: first, limit: limit}
-}
-
-func (s *ids) get() (uint32, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if n := len(s.free); n > 0 {
-		id := s.free[n-1]
-		s.free = s.free[:n-1]
-		return id, nil
-	}
-	if s.next >= s.limit {
-		return 0, fmt.Errorf("fib: %w: all %d %s are in use", ErrFull, s.limit-s.first, s.what)
-	}
-	s.next++
-	return s.next - 1, nil
-}
-
-func (s *ids) put(id ...uint32) {
-	s.mu.Lock()
-	s.free = append(s.free, id...)
-	s.mu.Unlock()
-}
-
-// used is how many are given out.
-func (s *ids) used() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return int(s.next-s.first) - len(s.free)
-}
-
 // runs gives out runs of buckets whose lengths are powers of two.
 type runs struct {
 	mu   sync.Mutex

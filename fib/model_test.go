@@ -501,10 +501,10 @@ func TestRandomChanges(t *testing.T) {
 
 // shrink leaves little room in all tables.
 func (r *rig) shrink() {
-	r.groups.limit = r.groups.next + 24
-	r.adjs.limit = r.adjs.next + 10
-	r.t4.ids.limit = r.t4.ids.next + 5
-	r.t6.ids.limit = r.t6.ids.next + 40
+	r.groups.Bound(24)
+	r.adjs.Bound(10)
+	r.t4.Blocks().Bound(5)
+	r.t6.Nodes().Bound(40)
 	r.runs.size = r.runs.next + 96
 }
 

@@ -215,7 +215,7 @@ func (f *FIB) rebuild(iface uint16) error {
 		if f.ifs[iface].up {
 			a, err := f.take(f.adjs)
 			if err != nil {
-				f.adjs.put(fresh...)
+				f.adjs.Put(fresh...)
 				return err
 			}
 			fresh = append(fresh, a)

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"millrace/internal/ids"
 	"millrace/pipeline/graph"
 )
 
@@ -16,6 +17,7 @@ type NextHop struct {
 	Via    netip.Addr
 	Iface  uint16
 	Weight int // share of the flows among several next hops; 0 counts as 1
+	MTU    int // of the path by this next hop; 0, or more than the interface's, for the interface's
 }
 
 // RouteType says what becomes of packets.
@@ -51,15 +53,18 @@ const (
 	SourceConfig                  // the configuration file
 	SourceAPI                     // the API
 	SourceKernel                  // the kernel's tables
+	SourceFPM                     // a routing daemon, by the forwarding plane manager's protocol
+	SourceFile                    // a file of routes
 	SourceDerived                 // follows from a connected prefix: its broadcast or anycast address
 )
 
 func (s Source) String() string {
-	return [...]string{"martian", "connected", "config", "api", "kernel", "derived"}[s]
+	return [...]string{"martian", "connected", "config", "api", "kernel", "fpm", "file", "derived"}[s]
 }
 
 // Key names a route: a second one with the same key replaces the first.
 type Key struct {
+	Table  uint32 // by the kernel's numbers; 0 is main
 	Prefix netip.Prefix
 	Source Source
 	Metric uint32
@@ -67,6 +72,7 @@ type Key struct {
 
 // Route is what a source wants done with the destinations in Prefix.
 type Route struct {
+	Table    uint32 // by the kernel's numbers; 0 is main
 	Prefix   netip.Prefix
 	NextHops []NextHop // for Unicast, at least one; otherwise none
 	Type     RouteType
@@ -76,12 +82,12 @@ type Route struct {
 }
 
 // Key is the route's key.
-func (r *Route) Key() Key { return Key{r.Prefix.Masked(), r.Source, r.Metric} }
+func (r *Route) Key() Key { return Key{r.Table, r.Prefix.Masked(), r.Source, r.Metric} }
 
 var (
 	// ErrFull is wrapped by errors of updates that did not fit into the tables.
 	// Nothing of such an update has been applied.
-	ErrFull = errors.New("table full")
+	ErrFull = ids.ErrFull
 	// ErrInvalid is wrapped by errors of updates that make no sense. Nothing of
 	// such an update has been applied.
 	ErrInvalid = errors.New("invalid")

@@ -155,8 +155,8 @@ func (f *FIB) Stats() Stats {
 	defer f.mu.Unlock()
 	s := Stats{
 		Prefixes: f.rib.Size(), NextHopSets: len(f.sets), Neighbours: len(f.hops),
-		Groups: f.groups.used(), Adjs: f.adjs.used(), Buckets: f.runs.used(),
-		Blocks4: f.t4.ids.used(), Nodes6: f.t6.ids.used(), Prefetch: f.t4.spread.Load(),
+		Groups: f.groups.Used(), Adjs: f.adjs.Used(), Buckets: f.runs.used(),
+		Blocks4: f.t4.Blocks().Used(), Nodes6: f.t6.Nodes().Used(), Prefetch: f.t4.Spread(),
 	}
 	for _, e := range f.rib.All() {
 		if e.inst != nil {

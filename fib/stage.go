@@ -1,9 +1,9 @@
 package fib
 
 import (
-	"math/bits"
 	"unsafe" // headers in the vector, which the check stages have judged; tables outside the heap
 
+	"millrace/fib/lpm"
 	"millrace/packet"
 	"millrace/pipeline/graph"
 )
@@ -18,7 +18,7 @@ func (f *FIB) reasons() []graph.Reason {
 func Lookup4(f *FIB) *graph.Stage {
 	return &graph.Stage{
 		Name: "lookup4", Doc: "longest-prefix match of IPv4 destinations", Lane: graph.IPv4,
-		New:   func(w *graph.Worker) graph.Runner { return &lookup4{f.t4} },
+		New:   func(w *graph.Worker) graph.Runner { return &lookup4{t: f.t4} },
 		Trace: traceGroup,
 	}
 }
@@ -27,7 +27,7 @@ func Lookup4(f *FIB) *graph.Stage {
 func Lookup6(f *FIB) *graph.Stage {
 	return &graph.Stage{
 		Name: "lookup6", Doc: "longest-prefix match of IPv6 destinations", Lane: graph.IPv6,
-		New:   func(w *graph.Worker) graph.Runner { return &lookup6{f.t6, w} },
+		New:   func(w *graph.Worker) graph.Runner { return &lookup6{t: f.t6, base: w.Base} },
 		Trace: traceGroup,
 	}
 }
@@ -58,7 +58,7 @@ func LookupNextHop4(f *FIB) *graph.Stage {
 	return &graph.Stage{
 		Name: "lookup4+nexthop4", Doc: "longest-prefix match of IPv4 destinations, down to the adjacency", Lane: graph.IPv4,
 		Reasons: f.reasons(),
-		New:     func(w *graph.Worker) graph.Runner { return &fused4{f.t4, hopper{w}} },
+		New:     func(w *graph.Worker) graph.Runner { return &fused4{t: f.t4, hopper: hopper{w}} },
 		Trace:   traceAdj,
 	}
 }
@@ -68,79 +68,45 @@ func LookupNextHop6(f *FIB) *graph.Stage {
 	return &graph.Stage{
 		Name: "lookup6+nexthop6", Doc: "longest-prefix match of IPv6 destinations, down to the adjacency", Lane: graph.IPv6,
 		Reasons: f.reasons(),
-		New:     func(w *graph.Worker) graph.Runner { return &fused6{f.t6, hopper{w}} },
+		New:     func(w *graph.Worker) graph.Runner { return &fused6{t: f.t6, hopper: hopper{w}} },
 		Trace:   traceAdj,
 	}
 }
 
-type lookup4 struct{ t *Table4 }
-
-// prefetch starts loading the entries of a whole lane, where they may not be in the cache: in
-// a pass of its own, since the loads behind it would stall the loop.
-func (t *Table4) prefetch(v *graph.Vector) {
-	if t.spread.Load() {
-		prefetch16(unsafe.Pointer(t.tbl24), &v.Dst4[0], v.N4)
-	}
+type lookup4 struct {
+	t   *lpm.Table4
+	out [graph.VectorSize]uint16
 }
 
 func (s *lookup4) Run(v *graph.Vector) {
-	s.t.prefetch(v)
-	t, deep, n := s.t.tbl24, s.t.tbl8, v.N4
-	j := 0
-	for ; j+4 <= n; j += 4 {
-		a, b, c, d := uint8(j), uint8(j+1), uint8(j+2), uint8(j+3)
-		e0, e1, e2, e3 := t[v.Dst4[a]>>8], t[v.Dst4[b]>>8], t[v.Dst4[c]>>8], t[v.Dst4[d]>>8]
-		if (e0|e1|e2|e3)&deep4 != 0 {
-			e0 = follow(deep, e0, v.Dst4[a])
-			e1 = follow(deep, e1, v.Dst4[b])
-			e2 = follow(deep, e2, v.Dst4[c])
-			e3 = follow(deep, e3, v.Dst4[d])
-		}
-		v.NH[v.Lane4[a]] = e0
-		v.NH[v.Lane4[b]] = e1
-		v.NH[v.Lane4[c]] = e2
-		v.NH[v.Lane4[d]] = e3
+	n := v.N4
+	s.t.Find(&v.Dst4[0], &s.out[0], n)
+	for j := 0; j < n; j++ {
+		v.NH[v.Lane4[uint8(j)]] = s.out[uint8(j)]
 	}
-	for ; j < n; j++ {
-		a := uint8(j)
-		v.NH[v.Lane4[a]] = follow(deep, t[v.Dst4[a]>>8], v.Dst4[a])
-	}
-}
-
-// follow goes on from an entry of tbl24.
-func follow(tbl8 *[blocks4][256]uint16, e uint16, dst uint32) uint16 {
-	if e&deep4 != 0 {
-		e = tbl8[e&(deep4-1)][uint8(dst)]
-	}
-	return e
 }
 
 type lookup6 struct {
-	t *Table6
-	w *graph.Worker
+	t    *lpm.Table6
+	base unsafe.Pointer
+	dst  [graph.VectorSize][16]byte
+	out  [graph.VectorSize]uint16
 }
 
 func (s *lookup6) Run(v *graph.Vector) {
-	base, root, nodes := s.w.Base, s.t.root, s.t.nodes
-	for j, n := 0, v.N6; j < n; j++ {
-		i := v.Lane6[uint8(j)]
-		v.NH[i] = match6(root, nodes, unsafe.Add(base, v.L3[i]))
+	n := v.N6
+	dst6(v, s.base, &s.dst, n)
+	s.t.Find(&s.dst[0], &s.out[0], n)
+	for j := 0; j < n; j++ {
+		v.NH[v.Lane6[uint8(j)]] = s.out[uint8(j)]
 	}
 }
 
-// match6 looks up the destination of the IPv6 header at p.
-func match6(root *[1 << 16]uint32, nodes, p unsafe.Pointer) uint16 {
-	hi := bits.ReverseBytes64(*(*uint64)(unsafe.Add(p, 24)))
-	lo := bits.ReverseBytes64(*(*uint64)(unsafe.Add(p, 32)))
-	e := root[hi>>48]
-	hi = hi<<16 | lo>>48
-	lo <<= 16
-	for e&deep6 != 0 {
-		e = (*node6)(unsafe.Add(nodes, uintptr(e&^deep6)*nodeBytes))[hi>>56]
-		hi = hi<<8 | lo>>56
-		lo <<= 8
+// dst6 collects the destinations of the IPv6 lane.
+func dst6(v *graph.Vector, base unsafe.Pointer, dst *[graph.VectorSize][16]byte, n int) {
+	for j := 0; j < n; j++ {
+		dst[uint8(j)] = *(*[16]byte)(unsafe.Add(base, v.L3[v.Lane6[uint8(j)]]+24))
 	}
-	return uint16(e)
 }
 
 // hopper follows groups.
@@ -278,35 +244,17 @@ func (s hopper) odd6(v *graph.Vector) {
 }
 
 type fused4 struct {
-	t *Table4
+	t *lpm.Table4
 	hopper
+	out [graph.VectorSize]uint16
 }
 
 func (s *fused4) Run(v *graph.Vector) {
-	s.t.prefetch(v)
-	t, deep, groups, n := s.t.tbl24, s.t.tbl8, s.groups(), v.N4
+	groups, n := s.groups(), v.N4
+	s.t.Find(&v.Dst4[0], &s.out[0], n)
 	all := uint64(0)
-	j := 0
-	for ; j+4 <= n; j += 4 {
-		a, b, c, d := uint8(j), uint8(j+1), uint8(j+2), uint8(j+3)
-		e0, e1, e2, e3 := t[v.Dst4[a]>>8], t[v.Dst4[b]>>8], t[v.Dst4[c]>>8], t[v.Dst4[d]>>8]
-		if (e0|e1|e2|e3)&deep4 != 0 {
-			e0 = follow(deep, e0, v.Dst4[a])
-			e1 = follow(deep, e1, v.Dst4[b])
-			e2 = follow(deep, e2, v.Dst4[c])
-			e3 = follow(deep, e3, v.Dst4[d])
-		}
-		w0, w1, w2, w3 := groupWord(groups, e0), groupWord(groups, e1), groupWord(groups, e2), groupWord(groups, e3)
-		all |= w0 | w1 | w2 | w3
-		i0, i1, i2, i3 := v.Lane4[a], v.Lane4[b], v.Lane4[c], v.Lane4[d]
-		v.NH[i0], v.Adj[i0] = e0, uint16(w0)
-		v.NH[i1], v.Adj[i1] = e1, uint16(w1)
-		v.NH[i2], v.Adj[i2] = e2, uint16(w2)
-		v.NH[i3], v.Adj[i3] = e3, uint16(w3)
-	}
-	for ; j < n; j++ {
-		i := v.Lane4[uint8(j)]
-		e := follow(deep, t[v.Dst4[uint8(j)]>>8], v.Dst4[uint8(j)])
+	for j := 0; j < n; j++ {
+		i, e := v.Lane4[uint8(j)], s.out[uint8(j)]
 		w := groupWord(groups, e)
 		all |= w
 		v.NH[i], v.Adj[i] = e, uint16(w)
@@ -318,16 +266,19 @@ func (s *fused4) Run(v *graph.Vector) {
 }
 
 type fused6 struct {
-	t *Table6
+	t *lpm.Table6
 	hopper
+	dst [graph.VectorSize][16]byte
+	out [graph.VectorSize]uint16
 }
 
 func (s *fused6) Run(v *graph.Vector) {
-	base, root, nodes, groups, n := s.w.Base, s.t.root, s.t.nodes, s.groups(), v.N6
+	groups, n := s.groups(), v.N6
+	dst6(v, s.w.Base, &s.dst, n)
+	s.t.Find(&s.dst[0], &s.out[0], n)
 	all := uint64(0)
 	for j := 0; j < n; j++ {
-		i := v.Lane6[uint8(j)]
-		e := match6(root, nodes, unsafe.Add(base, v.L3[i]))
+		i, e := v.Lane6[uint8(j)], s.out[uint8(j)]
 		w := groupWord(groups, e)
 		all |= w
 		v.NH[i], v.Adj[i] = e, uint16(w)

@@ -201,8 +201,7 @@ func TestStages(t *testing.T) {
 		}
 		rnd := rand.New(rand.NewPCG(3, 4))
 		for _, n := range []int{0, 1, 2, 3, 4, 5, 7, 8, 31, 255, 256} {
-			for _, spread := range []bool{false, true} {
-				r.t4.spread.Store(spread)
+			for range 2 {
 				var addrs []netip.Addr
 				for range n {
 					addrs = append(addrs, netip.MustParseAddr(destinations[rnd.IntN(len(destinations))].addr))

@@ -172,7 +172,7 @@ func (w *Worker) receive(in *input, n int) {
 
 // begin makes a vector of the first n packets in v.Idx, which came in by iface.
 func begin(v *graph.Vector, iface uint16, n int) {
-	v.N, v.N4, v.N6, v.NX, v.NA, v.Moved, v.Opts, v.From = n, 0, 0, 0, 0, false, false, iface
+	v.N, v.N4, v.N6, v.NX, v.NA, v.Moved, v.Opts, v.Marks, v.From = n, 0, 0, 0, 0, false, false, false, iface
 	// The input interface of all positions, four by one store.
 	four := uint64(iface) * 0x0001_0001_0001_0001
 	for i := 0; i < n; i += 4 {

@@ -60,7 +60,7 @@ type Iface struct {
 	Flags uint16
 	Outer uint16 // VLAN id of the outer (or only) tag, 0 for an untagged interface
 	Inner uint16 // VLAN id of the inner tag, 0 for a single one
-	_     uint16
+	Table uint16 // number (not the kernel's) of the routing table of packets that come in here; 0 is main
 	_     uint32
 	_     uint64
 }
@@ -71,6 +71,10 @@ const (
 	IfVlans               // some VLANs of the port are interfaces of their own
 	IfKernel              // the kernel owns the addresses and has the interface too
 	IfSeesAll             // the kernel gets a copy of every packet by itself
+	IfLoose4              // IPv4 sources must be reachable (RFC 3704, loose)
+	IfStrict4             // IPv4 sources must be reachable by this interface (RFC 3704, strict)
+	IfLoose6              // the same for IPv6
+	IfStrict6
 )
 
 // Addresses are the router's own addresses, for ICMP errors and the built-in host:

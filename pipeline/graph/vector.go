@@ -25,6 +25,7 @@ type Vector struct {
 	NOdd  int    // scratch of the stage that runs
 	Moved bool   // some frame's L2 header is, or will be, other than 14 bytes
 	Opts  bool   // some IPv4 packet may have options to be filled in when it is forwarded
+	Marks bool   // Mark holds the packets' marks; otherwise all are 0
 	From  uint16 // interface that all packets came in by, 0 where they differ or were made here
 
 	Lane4 [VectorSize]uint8
@@ -32,12 +33,13 @@ type Vector struct {
 	Odd   [VectorSize]uint8  // scratch of the stage that runs
 	Dst4  [VectorSize]uint32 // by place in Lane4: destination, host order; set by check4
 
-	Idx [VectorSize]uint32  // the packet
-	L3  [VectorSize]uintptr // bytes from packet.Base() to the L3 header, which lies in one piece in the first segment
-	Len [VectorSize]uint16  // bytes from the L3 header to the end of the packet, over all segments
-	In  [VectorSize]uint16  // input interface, 0 where the packet was made here
-	NH  [VectorSize]uint16  // next-hop group; set by lookup
-	Adj [VectorSize]uint16  // adjacency; set by nexthop
+	Idx  [VectorSize]uint32  // the packet
+	L3   [VectorSize]uintptr // bytes from packet.Base() to the L3 header, which lies in one piece in the first segment
+	Len  [VectorSize]uint16  // bytes from the L3 header to the end of the packet, over all segments
+	In   [VectorSize]uint16  // input interface, 0 where the packet was made here
+	NH   [VectorSize]uint16  // next-hop group; set by lookup
+	Adj  [VectorSize]uint16  // adjacency; set by nexthop
+	Mark [VectorSize]uint32  // firewall mark, where Marks is set
 
 	XPos  [VectorSize]uint8
 	XCode [VectorSize]Reason
@@ -46,7 +48,7 @@ type Vector struct {
 
 // Reset empties the vector.
 func (v *Vector) Reset() {
-	v.N, v.N4, v.N6, v.NX, v.NA, v.NOdd, v.Moved, v.Opts, v.From = 0, 0, 0, 0, 0, 0, false, false, 0
+	v.N, v.N4, v.N6, v.NX, v.NA, v.NOdd, v.Moved, v.Opts, v.Marks, v.From = 0, 0, 0, 0, 0, 0, false, false, false, 0
 }
 
 // Exit marks that position i leaves the road for a reason. The stage must also take

@@ -1,4 +1,4 @@
-package fib
+package lpm
 
 import (
 	"encoding/binary"
@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"unsafe" // nodes by number, in mapped memory outside the heap
 
+	"millrace/internal/epoch"
+	"millrace/internal/ids"
 	"millrace/internal/mem"
 )
 
@@ -16,11 +18,11 @@ const (
 	nodeBytes = 1024
 )
 
-// node6 is 256 entries. An entry is a node's number with deep6, or a group with the length of
+// node6 is 256 entries. An entry is a node's number with deep6, or a value with the length of
 // the prefix that it comes from in bits 16 to 23.
 type node6 = [256]uint32
 
-// Table6 finds the next-hop group of an IPv6 destination: a trie whose root takes 16 bits
+// Table6 finds the value of an IPv6 destination: a trie whose root takes 16 bits
 // and whose nodes take 8 each. It is shared as Table4 is.
 type Table6 struct {
 	root  *[1 << 16]uint32
@@ -29,16 +31,16 @@ type Table6 struct {
 	mapped uint32
 	uses   []uint32 // by node: prefixes that end in it, and nodes below it
 	slot   []uint64 // by node: the entry that leads to it: place in the root, or 1<<40 | node<<8 | byte
-	ids    *ids
-	alloc  func() (uint32, error)
+	ids    *ids.Set
+	d      *epoch.Domain
 	unused []uint32
 }
 
 const inNode = 1 << 40
 
-func newTable6() (*Table6, error) {
-	t := &Table6{ids: newIDs("IPv6 trie nodes", 0, nodes6)}
-	t.alloc = t.ids.get
+// New6 makes an empty table: all destinations have value 0.
+func New6(d *epoch.Domain) (*Table6, error) {
+	t := &Table6{ids: ids.New("IPv6 trie nodes", 0, nodes6), d: d}
 	r, err := mem.Of[uint32](1 << 16)
 	if err != nil {
 		return nil, err
@@ -50,7 +52,8 @@ func newTable6() (*Table6, error) {
 	return t, nil
 }
 
-func (t *Table6) close() {
+// Close unmaps the table; nobody may be reading.
+func (t *Table6) Close() {
 	mem.Free(t.root[:])
 	mem.Unmap(unsafe.Slice((*byte)(t.nodes), nodes6*nodeBytes))
 }
@@ -66,7 +69,7 @@ func (t *Table6) entry(slot uint64) *uint32 {
 	return &t.root[uint16(slot)]
 }
 
-// Lookup is the group of a destination.
+// Lookup is the value of a destination.
 func (t *Table6) Lookup(dst [16]byte) uint16 {
 	e := t.root[binary.BigEndian.Uint16(dst[:])]
 	for i := 2; e&deep6 != 0; i++ {
@@ -76,7 +79,7 @@ func (t *Table6) Lookup(dst [16]byte) uint16 {
 }
 
 // Insert adds a prefix that is not in the table. On an error no lookup has changed.
-func (t *Table6) Insert(addr [16]byte, bits int, group uint16) error {
+func (t *Table6) Insert(addr [16]byte, bits int, value uint16) error {
 	slots, n, err := t.walk(addr, bits, true)
 	if err != nil {
 		return err
@@ -84,18 +87,18 @@ func (t *Table6) Insert(addr [16]byte, bits int, group uint16) error {
 	if bits > 16 {
 		t.uses[n]++
 	}
-	t.fill(slots, uint32(bits), false, leaf6(group, bits))
+	t.fill(slots, uint32(bits), false, leaf6(value, bits))
 	return nil
 }
 
-// Replace gives a prefix of the table another group.
-func (t *Table6) Replace(addr [16]byte, bits int, group uint16) {
+// Replace gives a prefix of the table another value.
+func (t *Table6) Replace(addr [16]byte, bits int, value uint16) {
 	slots, _, _ := t.walk(addr, bits, false)
-	t.fill(slots, uint32(bits), true, leaf6(group, bits))
+	t.fill(slots, uint32(bits), true, leaf6(value, bits))
 }
 
 // Remove takes a prefix out: its destinations fall to the next shorter prefix of
-// the table, of parentBits and parent, or to group 0.
+// the table, of parentBits and parent, or to value 0.
 func (t *Table6) Remove(addr [16]byte, bits int, parent uint16, parentBits int) {
 	slots, n, _ := t.walk(addr, bits, false)
 	t.fill(slots, uint32(bits), true, leaf6(parent, parentBits))
@@ -104,7 +107,7 @@ func (t *Table6) Remove(addr [16]byte, bits int, parent uint16, parentBits int) 
 	}
 }
 
-func leaf6(group uint16, bits int) uint32 { return uint32(bits)<<16 | uint32(group) }
+func leaf6(value uint16, bits int) uint32 { return uint32(bits)<<16 | uint32(value) }
 
 // walk finds the entries that a prefix covers at the level where it ends, and their node.
 func (t *Table6) walk(addr [16]byte, bits int, create bool) ([]uint32, uint32, error) {
@@ -117,7 +120,7 @@ func (t *Table6) walk(addr [16]byte, bits int, create bool) ([]uint32, uint32, e
 		e := t.entry(slot)
 		if *e&deep6 == 0 {
 			if !create {
-				panic("fib: the IPv6 table lost a prefix")
+				panic("lpm: the IPv6 table lost a prefix")
 			}
 			if err := t.grow(slot, *e); err != nil {
 				return nil, 0, err
@@ -134,7 +137,7 @@ func (t *Table6) walk(addr [16]byte, bits int, create bool) ([]uint32, uint32, e
 
 // grow puts a node full of the entry e behind it.
 func (t *Table6) grow(slot uint64, e uint32) error {
-	n, err := t.alloc()
+	n, err := take(t.ids, t.d)
 	if err == nil && n >= t.mapped {
 		_, _, err = mem.MapAt(unsafe.Add(t.nodes, uintptr(t.mapped)*nodeBytes), mem.HugeSize)
 		if err == nil {
@@ -142,8 +145,8 @@ func (t *Table6) grow(slot uint64, e uint32) error {
 			t.uses = append(t.uses, make([]uint32, chunk6)...)
 			t.slot = append(t.slot, make([]uint64, chunk6)...)
 		} else {
-			t.ids.put(n)
-			err = fmt.Errorf("fib: %w: no memory for IPv6 trie nodes: %w", ErrFull, err)
+			t.ids.Put(n)
+			err = fmt.Errorf("%w: no memory for IPv6 trie nodes: %w", ids.ErrFull, err)
 		}
 	}
 	if err != nil {
@@ -180,8 +183,10 @@ func (t *Table6) fill(slots []uint32, from uint32, exact bool, e uint32) {
 	}
 }
 
-// collapse takes nodes that nothing needs out of the table and returns them.
-func (t *Table6) collapse() (freed []uint32) {
+// Commit ends a batch of changes: nodes that nothing needs leave the table, to be used again
+// when no reader can be in them.
+func (t *Table6) Commit() {
+	var freed []uint32
 	for len(t.unused) > 0 {
 		n := t.unused[len(t.unused)-1]
 		t.unused = t.unused[:len(t.unused)-1]
@@ -196,5 +201,24 @@ func (t *Table6) collapse() (freed []uint32) {
 			t.leave(uint32(up &^ inNode >> 8))
 		}
 	}
-	return freed
+	if freed != nil {
+		t.d.Retire(func() { t.ids.Put(freed...) })
+	}
+}
+
+// Nodes is the set of nodes.
+func (t *Table6) Nodes() *ids.Set { return t.ids }
+
+// Find writes the values of n destinations, in network order.
+func (t *Table6) Find(dst *[16]byte, out *uint16, n int) {
+	ds, vs := unsafe.Slice(dst, n), unsafe.Slice(out, n)
+	for i := range ds {
+		vs[i] = t.Lookup(ds[i])
+	}
+}
+
+// Bytes is the memory of the table and of the writer's shadow.
+func (t *Table6) Bytes() (hot, shadow int) {
+	n := t.ids.Used()
+	return 4<<16 + n*nodeBytes, 12 * n
 }

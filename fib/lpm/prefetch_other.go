@@ -1,6 +1,6 @@
 //go:build !amd64
 
-package fib
+package lpm
 
 import "unsafe"
 
