@@ -38,6 +38,7 @@ type FIB struct {
 	adjs   *ids.Set
 	runs   runs
 	key    []byte // scratch of intern
+	stamp  uint8  // of the last audit
 
 	// Of the change in progress; see settle.
 	dirty   []*entry
@@ -65,6 +66,7 @@ type cand struct {
 	metric uint32
 	src    Source
 	sub    uint8   // SourceDerived: length of the connected prefix
+	stamp  uint8   // of the last audit that saw it
 	hidden bool    // inside a special-purpose prefix, so never used
 	of     *hopset // SourceDerived: of the connected prefix, without which there is none
 }
@@ -181,7 +183,7 @@ func (f *FIB) Update(add []Route, del []Key) error {
 	for i := range add {
 		r := &add[i]
 		e := f.entry(r.Prefix.Masked())
-		c := cand{set: f.intern(r.Type, r.NextHops), src: r.Source, metric: r.Metric, since: now}
+		c := cand{set: f.intern(r.Type, r.NextHops), src: r.Source, metric: r.Metric, since: now, stamp: f.stamp}
 		if !r.Since.IsZero() {
 			c.since = r.Since.UnixNano()
 		}

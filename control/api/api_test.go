@@ -90,8 +90,10 @@ func TestCalls(t *testing.T) {
 	call("DelRoute", &v1.DelRouteResponse{Deleted: 1}, m14, err)
 	m15, err := c.SetMeasure(ctx, &v1.SetMeasureRequest{On: true})
 	call("SetMeasure", &v1.SetMeasureResponse{}, m15, err)
+	m16, err := c.Audit(ctx, &v1.AuditRequest{Limit: 3})
+	call("Audit", r.Report, m16, err)
 	calls := r.Calls()
-	if len(calls) != 15 || !proto.Equal(calls[9], apply) || !calls[14].(*v1.SetMeasureRequest).On {
+	if len(calls) != 16 || !proto.Equal(calls[9], apply) || !calls[14].(*v1.SetMeasureRequest).On {
 		t.Errorf("the router was asked %v", calls)
 	}
 }

@@ -1,4 +1,4 @@
-// Package api is the control interface of a running router: the Router service of
+// Package api is the control interface of a running router: the services of
 // package v1 (gRPC and JSON by Connect), Prometheus metrics and pprof, on a UNIX
 // socket.
 //
@@ -42,6 +42,8 @@ type Backend interface {
 	AddRoute(context.Context, *v1.AddRouteRequest) (*v1.AddRouteResponse, error)
 	DelRoute(context.Context, *v1.DelRouteRequest) (*v1.DelRouteResponse, error)
 	SetMeasure(context.Context, *v1.SetMeasureRequest) (*v1.SetMeasureResponse, error)
+
+	Audit(context.Context, *v1.AuditRequest) (*v1.AuditReport, error)
 }
 
 // Meanings of errors, for errors.Is on both sides of the socket.

@@ -25,6 +25,7 @@ const patience = time.Minute
 // router works on a client. Safe for concurrent use.
 type Client struct {
 	v1.RouterClient
+	v1.AuditorClient
 	path string
 	http *http.Client
 }
@@ -38,7 +39,7 @@ func Dial(path string) *Client {
 		return d.DialContext(ctx, "unix", path)
 	}
 	c := &Client{path: path, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableCompression: true}}}
-	c.RouterClient = v1.NewRouterClient(c.http, "http://millrace",
+	opts := connect.WithClientOptions(
 		connect.WithAcceptCompression("gzip", nil, nil), // it does not leave the machine
 		connect.WithInterceptors(connect.UnaryInterceptorFunc(func(next connect.UnaryFunc) connect.UnaryFunc {
 			return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
@@ -51,6 +52,9 @@ func Dial(path string) *Client {
 				return resp, c.fromWire(err)
 			}
 		})))
+	const base = "http://millrace"
+	c.RouterClient = v1.NewRouterClient(c.http, base, opts)
+	c.AuditorClient = v1.NewAuditorClient(c.http, base, opts)
 	return c
 }
 

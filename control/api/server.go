@@ -170,17 +170,20 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 // maxRequest bounds a request, in bytes: the largest is a configuration.
 const maxRequest = 64 << 20
 
-// Handler is everything that the UNIX socket serves: the Router service, /metrics
+// Handler is everything that the UNIX socket serves: the services of package v1, /metrics
 // and /debug/pprof/.
 func Handler(b Backend) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(v1.NewRouterHandler(handler{b}, connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(connect.UnaryInterceptorFunc(
+	h := handler{b}
+	opts := connect.WithHandlerOptions(connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(connect.UnaryInterceptorFunc(
 		func(next connect.UnaryFunc) connect.UnaryFunc {
 			return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
 				resp, err := next(ctx, r)
 				return resp, toWire(err)
 			}
-		}))))
+		})))
+	mux.Handle(v1.NewRouterHandler(h, opts))
+	mux.Handle(v1.NewAuditorHandler(h, opts))
 	mux.Handle("GET /metrics", Metrics(b))
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)

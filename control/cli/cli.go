@@ -177,7 +177,7 @@ unaccounted for, a check that failed, mistakes in a file); 2 wrong command line;
 		return usage("%w; see `%s --help`", err, c.CommandPath())
 	})
 	root.PersistentFlags().StringVar(&a.socket, "socket", api.DefaultSocket(), "control socket of the router")
-	root.AddCommand(a.run(), a.doctor(), a.show(), a.top(), a.trace(), a.capture(), a.configCmd(), a.set(), a.version())
+	root.AddCommand(a.run(), a.doctor(), a.show(), a.top(), a.audit(), a.trace(), a.capture(), a.configCmd(), a.set(), a.version())
 	for _, add := range o.Add {
 		add(root)
 	}

@@ -123,6 +123,7 @@ type Router struct {
 	fibErr         string                // what did not fit, for people
 	count4, count6 int                   // routes in origin
 	captures       []*sentCapture
+	auditor        auditor
 }
 
 // origin is what the kernel says about a route and the FIB does not keep.
@@ -149,6 +150,7 @@ func New(cfg *config.Config, o Options) (*Router, error) {
 		neighs: map[neighKey]kernel.Neigh{}, pinned: map[neighKey]pmd.MAC{}, foreign: map[int]bool{},
 		apiRoutes: map[fib.Key]config.Route{}, static: map[fib.Key]fib.Route{}, origin: map[fib.Key]origin{},
 	}
+	r.auditor.r = r
 	return r, cfg.Check()
 }
 
@@ -187,6 +189,7 @@ func (r *Router) Run(ctx context.Context, ready func()) (err error) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { r.resolver(ctx) })
+	wg.Go(func() { r.auditor.patrol(ctx) })
 	defer cancel()
 	if err := r.openAll(); err != nil {
 		return err
@@ -268,6 +271,7 @@ func poolSize(c *config.Config, workers int) int {
 
 // stop undoes what Run did.
 func (r *Router) stop() error {
+	r.auditor.close()
 	r.mu.Lock()
 	kern := r.stopKern
 	r.mu.Unlock()
@@ -347,6 +351,9 @@ func (r *Router) followLocked() error {
 		Log: r.log.Named("kernel"), Tables: []uint32{kernel.TableLocal, kernel.TableMain}, KeepAlive: r.keepAlive,
 	})
 	if err != nil {
+		return err
+	}
+	if r.auditor.dumper, err = kernel.NewDumper(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -82,6 +83,12 @@ func start(t *testing.T, ns *testnet.NS, yaml string) *Router {
 				err = fmt.Errorf("%v", a)
 			}
 			return err
+		})
+		wait(t, "a clean audit", func() error {
+			if f := faults(t, r); len(f) != 0 {
+				return errOf(f)
+			}
+			return nil
 		})
 		if t.Failed() {
 			d, _ := r.ListDrops(ctx, &v1.ListDropsRequest{})
@@ -473,9 +480,21 @@ func TestKernelVlans(t *testing.T) {
 	outer, inner := link, link
 	outer.Index, outer.Name, outer.VLAN, outer.VLANProto = 1001, "r0.s", 200, unix.ETH_P_8021AD
 	inner.Index, inner.Name, inner.Parent, inner.VLAN = 1002, "r0.q", 1001, 30
-	for _, x := range []kernel.Link{link, outer, inner} {
+	links := []kernel.Link{link, outer, inner}
+	for _, x := range links {
 		s.LinkChanged(x)
 	}
+	t.Cleanup(func() { // the kernel has none of this
+		for _, p := range []string{"10.7.0.0/16", "10.30.0.0/16"} {
+			s.RouteBatch(nil, []kernel.RouteKey{{Dst: netip.MustParsePrefix(p), Table: kernel.TableMain}})
+		}
+		for _, x := range []kernel.Neigh{{Index: 1000, Addr: netip.MustParseAddr("10.7.0.2")}, {Index: 1002, Addr: netip.MustParseAddr("10.30.0.2")}} {
+			s.NeighRemoved(x)
+		}
+		for _, x := range slices.Backward(links) {
+			s.LinkRemoved(x)
+		}
+	})
 	to := func(index int, dst, via string) {
 		s.NeighChanged(kernel.Neigh{Index: index, Addr: netip.MustParseAddr(via), MAC: mac, State: "reachable"})
 		s.RouteBatch([]kernel.Route{{RouteKey: kernel.RouteKey{Dst: netip.MustParsePrefix(dst), Table: kernel.TableMain}, Type: kernel.Unicast,

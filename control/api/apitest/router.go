@@ -27,6 +27,7 @@ type Router struct {
 	Applied    *v1.ApplyConfigResponse
 	Traced     []*v1.TracedPacket // sent again and again until TraceRequest.Count
 	Captured   []*v1.CaptureChunk
+	Report     *v1.AuditReport
 	Err        error // returned by every method when set
 
 	mu    sync.Mutex
@@ -129,6 +130,10 @@ func (r *Router) SetMeasure(_ context.Context, q *v1.SetMeasureRequest) (*v1.Set
 	return answer(r, q, &v1.SetMeasureResponse{})
 }
 
+func (r *Router) Audit(_ context.Context, q *v1.AuditRequest) (*v1.AuditReport, error) {
+	return answer(r, q, r.Report)
+}
+
 // Trace sends Count packets, or goes on until the caller leaves.
 func (r *Router) Trace(ctx context.Context, q *v1.TraceRequest, send func(*v1.TracedPacket) error) error {
 	if _, err := answer(r, q, 0); err != nil {
@@ -186,6 +191,14 @@ func New() *Router {
 			{Prefix: "192.0.2.0/24", Type: "unicast", Source: "connected", NextHops: []*v1.NextHop{{Port: "eth0"}}},
 			{Prefix: "2001:db8:bad::/48", Type: "blackhole", Source: "api"},
 		}},
+		Report: &v1.AuditReport{
+			Faults: 1, Notes: 1, KernelRoutes: 12, OtherRoutes: 3, TableEntries: 20, Groups: 4, Neighbours: 2,
+			StartedUnixNs: 1_767_225_600_000_000_000, DurationNs: 1_500_000, CleanUnixNs: 1_767_225_540_000_000_000,
+			Differences: []*v1.Difference{
+				{What: "route", Name: "203.0.113.0/24", Source: "kernel", Want: "via 192.0.2.9 dev eth0", SinceUnixNs: 1_767_225_570_000_000_000, Why: "a change of the forwarding table failed: table full"},
+				{What: "route", Name: "by wg0", Source: "kernel", Want: "1 route such as 198.18.0.0/15", Have: "unreachable", SinceUnixNs: 1_767_222_000_000_000_000, Why: "it is none of Millrace's ports", Note: true},
+			},
+		},
 		Neighbours: &v1.Neighbours{Neighbours: []*v1.Neighbour{
 			{Address: "192.0.2.9", Port: "eth0", State: "incomplete", Source: "kernel", Held: 2},
 			{Address: "192.0.2.254", Port: "eth0", Mac: "02:00:00:00:00:fe", State: "reachable", Source: "kernel"},

@@ -1,5 +1,5 @@
 #!/bin/sh
-# generate.sh DIR: writes the Go of router.proto to DIR.
+# generate.sh DIR: writes the Go of the schema to DIR.
 set -eu
 out=$(realpath "$1")
 cd "$(dirname "$0")"
@@ -9,4 +9,4 @@ GOBIN=$bin CGO_ENABLED=0 go install google.golang.org/protobuf/cmd/protoc-gen-go
 PATH=$bin:$PATH protoc -I . \
 	--go_out="$out" --go_opt=paths=source_relative \
 	--connect-go_out="$out" --connect-go_opt=paths=source_relative,package_suffix,simple \
-	router.proto
+	*.proto
