@@ -64,6 +64,7 @@ type cand struct {
 	set    *hopset
 	since  int64 // Unix nanoseconds
 	metric uint32
+	tag    uint32
 	src    Source
 	sub    uint8   // SourceDerived: length of the connected prefix
 	stamp  uint8   // of the last audit that saw it
@@ -183,7 +184,7 @@ func (f *FIB) Update(add []Route, del []Key) error {
 	for i := range add {
 		r := &add[i]
 		e := f.entry(r.Prefix.Masked())
-		c := cand{set: f.intern(r.Type, r.NextHops), src: r.Source, metric: r.Metric, since: now, stamp: f.stamp}
+		c := cand{set: f.intern(r.Type, r.NextHops), src: r.Source, metric: r.Metric, tag: r.Tag, since: now, stamp: f.stamp}
 		if !r.Since.IsZero() {
 			c.since = r.Since.UnixNano()
 		}

@@ -378,3 +378,23 @@ func TestBucketRuns(t *testing.T) {
 		t.Errorf("%d used", r.used())
 	}
 }
+
+// TestTag: the FIB keeps a source's tag, of each route of a prefix and through replacement.
+func TestTag(t *testing.T) {
+	r := newRig(t)
+	p := netip.MustParsePrefix("20.0.0.0/8")
+	for _, tag := range []uint32{7, 8} {
+		if err := r.Update([]Route{{Prefix: p, Type: Blackhole, Source: SourceAPI, Tag: 5}, {Prefix: p, Type: Prohibit, Source: SourceKernel, Metric: 3, Tag: tag}}, nil); err != nil {
+			t.Fatal(err)
+		}
+		got := map[Source]uint32{}
+		for _, x := range r.Routes() {
+			if x.Prefix == p {
+				got[x.Source] = x.Tag
+			}
+		}
+		if got[SourceAPI] != 5 || got[SourceKernel] != tag {
+			t.Errorf("tags %v, want 5 and %d", got, tag)
+		}
+	}
+}

@@ -78,6 +78,7 @@ type Route struct {
 	Type     RouteType
 	Source   Source
 	Metric   uint32
+	Tag      uint32    // kept for the source; it means nothing to the FIB
 	Since    time.Time // when it last changed; zero in Update means now
 }
 

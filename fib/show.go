@@ -23,7 +23,7 @@ func (f *FIB) info(e *entry, i int, best int) RouteInfo {
 	c := &e.cands[i]
 	r := RouteInfo{Route: Route{
 		Prefix: e.pfx, NextHops: slices.Clone(c.set.hops), Type: c.set.typ,
-		Source: c.src, Metric: c.metric, Since: time.Unix(0, c.since),
+		Source: c.src, Metric: c.metric, Tag: c.tag, Since: time.Unix(0, c.since),
 	}, Shadowed: c.hidden}
 	if i == best && e.inst == c.set {
 		r.Active, r.Group = true, uint16(c.set.group)
