@@ -535,15 +535,16 @@ func (c *Cache) CloneRange(m *Mbuf, off, n int) *Mbuf {
 
 // attach makes s an indirect view of k bytes of m's data.
 func (s *Mbuf) attach(m *Mbuf, off, k int) {
-	direct := m
-	if m.OlFlags&FlagIndirect != 0 {
-		direct = (*Mbuf)(unsafe.Add(base, m.Shinfo-uintptr(base)))
-	}
-	direct.ref()
+	m.Direct().ref()
+	s.borrow(m, off, k)
+}
+
+// borrow is attach where the owner is counted already.
+func (s *Mbuf) borrow(m *Mbuf, off, k int) {
 	s.BufAddr, s.BufLen = m.BufAddr, m.BufLen
 	s.DataOff, s.DataLen = m.DataOff+uint16(off), uint16(k)
 	s.OlFlags |= FlagIndirect
-	s.Shinfo = uintptr(unsafe.Pointer(direct))
+	s.Shinfo = uintptr(unsafe.Pointer(m.Direct()))
 }
 
 // Direct is the buffer whose memory holds the segment's data: the segment itself,
