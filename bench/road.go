@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 
 	"millrace/fib"
+	"millrace/fib/mcast"
 	"millrace/internal/clock"
 	"millrace/internal/epoch"
 	"millrace/ip/host"
@@ -133,7 +134,7 @@ func newRoadBed(c roadCase, table []netip.Prefix) (b *roadBed, err error) {
 	if b.fib, err = fib.New(b.tables, b.epoch, fib.Reasons{Unresolved: neigh.XUnresolved}); err != nil {
 		return nil, err
 	}
-	path := pipeline.Default(pipeline.Parts{FIB: b.fib, Neighbour: noResolver{}, Host: host.New(host.Config{})})
+	path := pipeline.Default(pipeline.Parts{FIB: b.fib, Multicast: mcast.New(b.fib, b.epoch), Neighbour: noResolver{}, Host: host.New(host.Config{})})
 	if c.prepare != nil {
 		c.prepare(&path)
 	}

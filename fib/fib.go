@@ -34,6 +34,7 @@ type FIB struct {
 	sets   map[string]*hopset
 	hops   map[hopKey]*hop
 	ifs    [graph.MaxIfaces]link
+	mcast  [graph.MaxIfaces]int // multicast routes that lead to each interface
 	groups *ids.Set
 	adjs   *ids.Set
 	runs   runs

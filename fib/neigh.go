@@ -199,6 +199,9 @@ func (f *FIB) setLink(iface uint16, l link) error {
 		err = f.rebuild(iface)
 		f.sweep()
 	}
+	if err == nil {
+		err = f.renewMulticast(iface)
+	}
 	return err
 }
 

@@ -24,8 +24,8 @@ var (
 		ICMP4: graph.Owe(3, 13), ICMP6: graph.Owe(1, 1)})
 	XLocal = graph.NewReason(graph.ReasonInfo{Stage: "lookup", Name: "local", Kind: graph.Host, To: "host",
 		Doc: "The destination is one of the router's own addresses: the packet goes up to the host."})
-	XMulticast = graph.NewReason(graph.ReasonInfo{Stage: "lookup", Name: "multicast", Kind: graph.Host, To: "host",
-		Doc: "The destination is a multicast group without a multicast route: the host decides whether it listens."})
+	XMulticast = graph.NewReason(graph.ReasonInfo{Stage: "lookup", Name: "multicast", Kind: graph.Hold, To: "multicast",
+		Doc: "The destination is a multicast group: the multicast routes say what becomes of the packet. See `show mroutes`."})
 	XBroadcast = graph.NewReason(graph.ReasonInfo{Stage: "lookup", Name: "limited-broadcast", Kind: graph.Host, To: "host",
 		Doc: "The destination is 255.255.255.255, which never leaves its link (RFC 919): the packet goes up to the host, as DHCP needs."})
 	XDirectedBroadcast = graph.NewReason(graph.ReasonInfo{Stage: "lookup", Name: "directed-broadcast",

@@ -23,13 +23,13 @@ var (
 	xVersion = graph.NewReason(graph.ReasonInfo{Stage: "classify", Name: "wrong-version",
 		Doc: "The EtherType and the version field of the IP header disagree."})
 	xLinkMulticast = graph.NewReason(graph.ReasonInfo{Stage: "classify", Name: "link-multicast", Kind: graph.Host, To: "host",
-		Doc: "A frame to a broadcast or multicast MAC address: for the host."})
+		Doc: "A frame to a broadcast or multicast MAC address that does not leave its link: for the host."})
 	xProtocol = graph.NewReason(graph.ReasonInfo{Stage: "classify", Name: "other-protocol", Kind: graph.Host, To: "host",
 		Doc: "Neither IPv4 nor IPv6: ARP, LLDP and the like are the host's."})
 )
 
 // Classify finds the L3 header and puts each packet into its lane. A frame must be for the
-// interface's own MAC address; tags of 802.1Q and QinQ select a sub-interface.
+// interface's own MAC address, or for a group that is forwarded; tags of 802.1Q and QinQ select a sub-interface.
 var Classify = &graph.Stage{
 	Name: "classify", Doc: "find the L3 header, the interface and the lane", Lane: graph.Any,
 	Reasons: []graph.Reason{xShort, xLong, xNotOurs, xNoVlan, xVersion, xLinkMulticast, xProtocol},
@@ -135,7 +135,7 @@ func (s *classify) odd(v *graph.Vector, i uint8) {
 		s.w.C.Rx[sub].Packets++
 		s.w.C.Rx[sub].Bytes += uint64(m.PktLen)
 	}
-	if load64(h)<<16 != s.w.Tables.Ifaces[iface].MAC {
+	if load64(h)<<16 != s.w.Tables.Ifaces[iface].MAC && !transitGroup(m, l2, h[0], et) {
 		if h[0]&1 != 0 {
 			v.SetL3(i, l2)
 			v.Exit(i, xLinkMulticast)
@@ -171,6 +171,26 @@ func (s *classify) odd(v *graph.Vector, i uint8) {
 	if b := *(*uint8)(v.Header(i)) >> 4; (b == 4) != (et == 0x0800) || !v.Join(i) {
 		v.Exit(i, xVersion)
 	}
+}
+
+// transitGroup reports whether a frame to MAC address mac.. is for a group whose packets may be forwarded: an IP packet with
+// hops left, from a source and to a group that mean something beyond the link. Others are the host's, which has protocols
+// of its own there (routing, IGMP, MLD, neighbour discovery).
+func transitGroup(m *packet.Mbuf, l2 int, mac uint8, et uint16) bool {
+	var tmp [packet.IPv6Size]byte
+	if mac != 0x01 && mac != 0x33 {
+		return false
+	}
+	switch et {
+	case 0x0800:
+		h := packet.IPv4(m.View(l2, packet.IPv4Size, tmp[:]))
+		return h != nil && h[16]>>4 == 14 && (h[16] != 224 || h[17] != 0 || h[18] != 0) &&
+			h.TTL() > 1 && h.Proto() != packet.ProtoIGMP && h[12] != 0 && (h[12] != 169 || h[13] != 254)
+	case 0x86dd:
+		h := packet.IPv6(m.View(l2, packet.IPv6Size, tmp[:]))
+		return h != nil && h[24] == 0xff && h[25]&15 > 2 && h.HopLimit() > 1 && (h[8] != 0xfe || h[9]&0xc0 != 0x80) && h[8]|h[9] != 0
+	}
+	return false
 }
 
 // pullUp moves the first bytes of later segments into the first one, until it holds

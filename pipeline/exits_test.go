@@ -108,6 +108,7 @@ func newExitBed(t *testing.T) *exitBed {
 			p.Close()
 		}
 		b.cache.Close()
+		st.mcast.Close()
 		f.Close()
 		tables.Close()
 		if pool.Free() != pool.Size() {

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"millrace/fib"
+	"millrace/fib/mcast"
 	"millrace/ip/host"
 	"millrace/packet"
 	"millrace/pipeline/graph"
@@ -58,6 +59,12 @@ func FuzzRoad(f *testing.F) {
 		{Prefix: netip.MustParsePrefix("10.0.0.0/24"), NextHops: []fib.NextHop{{Iface: 1}}, Source: fib.SourceConnected},
 	}, nil); err != nil {
 		f.Fatal(err)
+	}
+	for _, g := range []string{"239.1.0.0", "ff0e::1"} {
+		if err := st.mcast.Set(mcast.Route{Key: mcast.Key{Group: netip.MustParseAddr(g)}, In: 1, Out: []mcast.Out{{Iface: 2}, {Iface: 3, TTL: 20}}}); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(mcastFrame(1, mac, l3For(netip.MustParseAddr(map[bool]string{true: "192.0.2.1", false: "2001:db8::9"}[g[0] == '2']), netip.MustParseAddr(g), 30, 700)), uint8(40))
 	}
 	cache := pool.NewCache()
 	qs := []pmd.Queue{af.Queue(0), bf.Queue(0)}

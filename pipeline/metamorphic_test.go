@@ -19,6 +19,7 @@ import (
 	"github.com/google/gopacket/pcapgo"
 
 	"millrace/fib"
+	"millrace/fib/mcast"
 	"millrace/ip/host"
 	"millrace/packet"
 	"millrace/pipeline/graph"
@@ -95,6 +96,11 @@ func trafficMix(mac pmd.MAC) (frames [][]byte) {
 		case k < 39: // padded
 			f := build(eth(layers.EthernetTypeIPv4), h, u, payload(4))
 			frames = append(frames, append(f, make([]byte, 14)...))
+		case n%3 == 0: // for a group, to two interfaces of one port
+			h.DstIP = []byte{239, 1, 0, byte(flow % 3)}
+			e := eth(layers.EthernetTypeIPv4)
+			e.DstMAC = []byte{1, 0, 0x5e, 1, 0, byte(flow % 3)}
+			frames = append(frames, build(e, h, u, payload(min(size, 500))))
 		default: // record route
 			h.Options = []layers.IPv4Option{{OptionType: 7, OptionLength: 7, OptionData: []byte{4, 0, 0, 0, 0}}, {OptionType: 0}}
 			frames = append(frames, build(eth(layers.EthernetTypeIPv4), h, u, payload(30)))
@@ -237,6 +243,12 @@ func (w way) run(t *testing.T, input string) outcome {
 		}
 		if i == 0 {
 			b.tables(t, f, tables)
+			for g := range 2 { // and none for the third group
+				if err := st.mcast.Set(mcast.Route{Key: mcast.Key{Group: netip.AddrFrom4([4]byte{239, 1, 0, byte(g)})}, In: 1,
+					Out: []mcast.Out{{Iface: 2}, {Iface: 4, TTL: uint8(g)}}}); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}
 	}
 	tables.Ifaces[1].Flags, tables.Ifaces[3].Flags = graph.IfUp, graph.IfUp
@@ -362,7 +374,7 @@ func (b *bed) tables(t *testing.T, f *fib.FIB, tables *graph.Tables) {
 func (b *bed) exchange(t *testing.T, p *Pipeline, frames [][]byte) map[string][]string {
 	flows := map[string][]string{}
 	take := func(data []byte) {
-		if data[0]&1 != 0 {
+		if data[0]&1 != 0 && !bytes.HasPrefix(data, []byte{1, 0, 0x5e, 1}) {
 			return // the built-in host's own, in its own time
 		}
 		key, frag := flowOf(data)

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"millrace/fib"
+	"millrace/fib/mcast"
 	"millrace/ip"
 	"millrace/ip/frag"
 	"millrace/ip/host"
@@ -16,6 +17,7 @@ import (
 // Parts are what the stages of the default path stand on.
 type Parts struct {
 	FIB       *fib.FIB
+	Multicast *mcast.Table
 	Neighbour neigh.Resolver
 	Host      *host.Service // of ports that no kernel sees
 	ICMP      icmp.Limits   // of errors and redirects
@@ -39,6 +41,7 @@ func Default(d Parts) Path {
 		Exits: []*graph.Stage{
 			icmp.Stage(d.ICMP),
 			neigh.Stage(d.Neighbour),
+			mcast.Stage(d.Multicast),
 			frag.Stage(),
 			d.Host.Stage(),
 			HostExit,

@@ -124,7 +124,7 @@ func rewrite4(w *graph.Worker, v *graph.Vector) (back, tagged bool) {
 		q.Bytes += by
 		q.N = qn
 		back = back || a.Iface == v.From
-		tagged = tagged || a.L2 != 14
+		tagged = tagged || a.L2 != 14 || a.Flags&graph.AdjMulticast != 0
 	}
 	v.NOdd = odd
 	return back, tagged
@@ -172,7 +172,7 @@ func rewrite6(w *graph.Worker, v *graph.Vector) (back, tagged bool) {
 		q.Bytes += by
 		q.N = qn
 		back = back || a.Iface == v.From
-		tagged = tagged || a.L2 != 14
+		tagged = tagged || a.L2 != 14 || a.Flags&graph.AdjMulticast != 0
 	}
 	v.NOdd = odd
 	return back, tagged
@@ -230,8 +230,8 @@ func (s *rewrite) redirects(v *graph.Vector, lane *[graph.VectorSize]uint8, n in
 	}
 }
 
-// fixData finishes frames whose Ethernet header changes length, which wait in their TxBufs: it
-// sets the start of the data and writes the tags before the last 14 bytes.
+// fixData finishes frames whose Ethernet header changes length, or that are for a group, which wait in their TxBufs: it
+// sets the start of the data and writes the tags before the last 14 bytes, and groups' MAC addresses.
 func (s *rewrite) fixData(v *graph.Vector, lane *[graph.VectorSize]uint8, n int) {
 	w := s.w
 	for j := range n {
@@ -250,11 +250,27 @@ func (s *rewrite) fixData(v *graph.Vector, lane *[graph.VectorSize]uint8, n int)
 		m.DataOff -= uint16(grow)
 		m.DataLen += uint16(grow)
 		m.PktLen += uint32(grow)
+		l3 := unsafe.Add(w.Base, v.L3[i])
 		if a.L2 != 14 {
-			p := unsafe.Add(w.Base, v.L3[i]-uintptr(a.L2))
-			copy(unsafe.Slice((*byte)(p), a.L2-2), a.Head[:])
+			copy(unsafe.Slice((*byte)(unsafe.Add(l3, -int(a.L2))), a.L2-2), a.Head[:])
+		}
+		if a.Flags&graph.AdjMulticast != 0 {
+			groupMAC(unsafe.Add(l3, -int(a.L2)), l3)
 		}
 	}
+}
+
+// groupMAC writes at eth the MAC address of the group that the packet at l3 is for: 01:00:5e and the
+// last 23 bits of an IPv4 group (RFC 1112 6.4), 33:33 and the last 32 of an IPv6 group (RFC 2464 7).
+func groupMAC(eth, l3 unsafe.Pointer) {
+	if *(*uint8)(l3)>>4 == 4 {
+		*(*[3]byte)(eth) = [3]byte{0x01, 0x00, 0x5e}
+		*(*[3]byte)(unsafe.Add(eth, 3)) = *(*[3]byte)(unsafe.Add(l3, 17))
+		*(*uint8)(unsafe.Add(eth, 3)) &= 0x7f
+		return
+	}
+	*(*[2]byte)(eth) = [2]byte{0x33, 0x33}
+	*(*[4]byte)(unsafe.Add(eth, 2)) = *(*[4]byte)(unsafe.Add(l3, 36))
 }
 
 // unsend takes one packet out of a TxBuf again.

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"millrace/fib"
+	"millrace/fib/mcast"
 	"millrace/internal/epoch"
 	"millrace/ip/host"
 	"millrace/ip/neigh"
@@ -17,6 +18,7 @@ type stack struct {
 	tables *graph.Tables
 	epoch  *epoch.Domain
 	fib    *fib.FIB
+	mcast  *mcast.Table
 }
 
 func newStack(t testing.TB, buffers int) *stack {
@@ -32,18 +34,20 @@ func newStack(t testing.TB, buffers int) *stack {
 	if s.fib, err = fib.New(s.tables, s.epoch, fib.Reasons{Unresolved: neigh.XUnresolved}); err != nil {
 		t.Fatal(err)
 	}
+	s.mcast = mcast.New(s.fib, s.epoch)
 	return s
 }
 
 // options are those of a pipeline with the default path.
 func (s *stack) options(r neigh.Resolver, h host.Config) Options {
 	return Options{Pool: s.pool, Tables: s.tables, Epoch: s.epoch,
-		Path: Default(Parts{FIB: s.fib, Neighbour: r, Host: host.New(h)})}
+		Path: Default(Parts{FIB: s.fib, Multicast: s.mcast, Neighbour: r, Host: host.New(h)})}
 }
 
 // close checks that all buffers came back.
 func (s *stack) close(t testing.TB) {
 	t.Helper()
+	s.mcast.Close()
 	s.fib.Close()
 	s.tables.Close()
 	if s.pool.Free() != s.pool.Size() {

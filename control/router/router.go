@@ -51,6 +51,7 @@ import (
 	"millrace/control/config"
 	"millrace/control/kernel"
 	"millrace/fib"
+	"millrace/fib/mcast"
 	"millrace/internal/clock"
 	"millrace/internal/epoch"
 	"millrace/ip/host"
@@ -86,6 +87,7 @@ type Router struct {
 	tables    *graph.Tables
 	domain    *epoch.Domain
 	fib       *fib.FIB
+	mcast     *mcast.Table
 	host      *host.Service
 	links     *netlink.Handle // in the network namespace of Run
 	freeCores func()          // lets other threads back onto the workers' CPUs
@@ -232,10 +234,11 @@ func (r *Router) start() error {
 	if r.fib, err = fib.New(r.tables, r.domain, fib.Reasons{Unresolved: neigh.XUnresolved}); err != nil {
 		return fmt.Errorf("router: %w", err)
 	}
+	r.mcast = mcast.New(r.fib, r.domain)
 	n := max(1, len(r.cores))
 	limits := icmp.Limits{Rate: max(1, r.cfg.ICMP.Rate/n), Burst: max(1, r.cfg.ICMP.Burst/n), None: r.cfg.ICMP.Rate == 0}
 	r.host = host.New(host.Config{Learn: r.learn, Lost: r.lost, ErrorRate: limits.Rate, ErrorBurst: limits.Burst})
-	path := pipeline.Default(pipeline.Parts{FIB: r.fib, Neighbour: resolver{r}, Host: r.host, ICMP: limits})
+	path := pipeline.Default(pipeline.Parts{FIB: r.fib, Multicast: r.mcast, Neighbour: resolver{r}, Host: r.host, ICMP: limits})
 	o := pipeline.Options{Pool: r.pool, Tables: r.tables, Epoch: r.domain, Path: path, Cores: r.cores, Spin: r.cfg.Workers.Spin, Sleep: r.cfg.Workers.Sleep}
 	if r.cfg.Workers.Poll != "busy" {
 		o.Poll = pipeline.Adaptive
@@ -290,6 +293,9 @@ func (r *Router) stop() error {
 	}
 	if r.freeCores != nil {
 		r.freeCores()
+	}
+	if r.mcast != nil {
+		r.mcast.Close()
 	}
 	if r.fib != nil {
 		r.fib.Close()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"millrace/fib"
+	"millrace/fib/mcast"
 	"millrace/internal/epoch"
 	"millrace/ip/host"
 	"millrace/ip/neigh"
@@ -55,7 +56,7 @@ func newRoad(t *testing.T) *road {
 	}
 	r := &road{T: t, cache: pool.NewCache()}
 	r.solo, err = pipeline.NewSolo(pipeline.Options{Pool: pool, Tables: tables, Epoch: d,
-		Path: pipeline.Default(pipeline.Parts{FIB: f, Neighbour: resolver{}, Host: host.New(host.Config{NoReports: true})})})
+		Path: pipeline.Default(pipeline.Parts{FIB: f, Multicast: mcast.New(f, d), Neighbour: resolver{}, Host: host.New(host.Config{NoReports: true})})})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -50,6 +50,8 @@ const (
 	// AdjRedirect: packets that leave by the interface they came in by owe the
 	// sender an ICMP redirect.
 	AdjRedirect = 1 << iota
+	// AdjMulticast: the destination MAC in Head and RW0 is none; each packet goes to its group's (RFC 1112 6.4, RFC 2464 7).
+	AdjMulticast
 )
 
 // Iface is an interface as the hot path sees it: a port, or a VLAN of one.
@@ -129,6 +131,9 @@ type Tables struct {
 	Ports [MaxPorts]pmd.Port
 	// Taps is, by port, the port index of the TAP that shows it to the kernel; 0 for none.
 	Taps []uint16
+	// Multicast is, by interface, the adjacency of multicast packets; 0 while the interface is down or no
+	// multicast route leads there.
+	Multicast []uint16
 	// Names of interfaces for people, by interface. Immutable once published.
 	Names atomic.Pointer[map[uint16]string]
 }
@@ -137,6 +142,7 @@ type Tables struct {
 type small struct {
 	ifaces [MaxIfaces]Iface
 	taps   [MaxPorts]uint16
+	mcast  [MaxIfaces]uint16
 }
 
 // MaxBuckets is the size of Tables.Buckets.
@@ -149,7 +155,7 @@ func NewTables() (*Tables, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.Ifaces, t.Taps = s[0].ifaces[:], s[0].taps[:]
+	t.Ifaces, t.Taps, t.Multicast = s[0].ifaces[:], s[0].taps[:], s[0].mcast[:]
 	if t.Groups, err = mem.Of[Group](MaxGroups); err != nil {
 		return nil, err
 	}
