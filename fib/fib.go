@@ -35,6 +35,7 @@ type FIB struct {
 	hops   map[hopKey]*hop
 	ifs    [graph.MaxIfaces]link
 	mcast  [graph.MaxIfaces]int // multicast routes that lead to each interface
+	uses   [graph.MaxIfaces]uses
 	groups *ids.Set
 	adjs   *ids.Set
 	runs   runs
@@ -58,6 +59,8 @@ type entry struct {
 	near  int     // interfaces on which the address is a known neighbour
 	dirty bool
 	saved bool // in the undo list of the Update in progress
+
+	listed bool // scratch of hopset.entriesOf
 }
 
 // cand is a route of an entry.
@@ -202,10 +205,10 @@ func (f *FIB) Update(add []Route, del []Key) error {
 			for _, c := range s.e.cands {
 				f.dropped = append(f.dropped, c.set)
 			}
-			for _, c := range s.cands {
-				c.set.refs++
-			}
 			s.e.cands = s.cands
+			for i := range s.cands {
+				f.refer(s.e, &s.cands[i])
+			}
 		}
 	})
 }
@@ -281,7 +284,7 @@ func (e *entry) find(src Source, metric uint32, sub uint8) int {
 }
 
 func (f *FIB) add(e *entry, c cand) {
-	c.set.refs++
+	f.refer(e, &c)
 	if i := e.find(c.src, c.metric, c.sub); i >= 0 {
 		f.dropped = append(f.dropped, e.cands[i].set)
 		e.cands[i] = c
@@ -333,7 +336,7 @@ func (f *FIB) wanted(e *entry) *hopset {
 					continue
 				}
 				if n := f.hops[hopKey{h.Iface, e.pfx.Addr()}]; n != nil && n.known {
-					return f.intern(Unicast, []NextHop{{Via: e.pfx.Addr(), Iface: h.Iface}})
+					return f.intern(Unicast, []NextHop{{Via: e.pfx.Addr(), Iface: h.Iface, MTU: h.MTU}})
 				}
 			}
 		}
@@ -404,7 +407,7 @@ func (f *FIB) install(e *entry) error {
 	if e.want == e.inst {
 		return nil
 	}
-	if err := f.use(e.want); err != nil {
+	if err := f.use(e.want, e.inst); err != nil {
 		return fmt.Errorf("%w (at %v)", err, e.pfx)
 	}
 	g := uint16(e.want.group)

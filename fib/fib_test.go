@@ -108,7 +108,7 @@ func TestInvalid(t *testing.T) {
 		"IPv6 by IPv4":      {Prefix: p("2001:db8::/32"), NextHops: hop, Source: SourceAPI},
 		"via unspecified":   {Prefix: p("20.0.0.0/8"), NextHops: []NextHop{{Via: a("0.0.0.0"), Iface: 1}}, Source: SourceAPI},
 		"via multicast":     {Prefix: p("20.0.0.0/8"), NextHops: []NextHop{{Via: a("ff02::1"), Iface: 1}}, Source: SourceAPI},
-		"too many to count": {Prefix: p("20.0.0.0/8"), NextHops: make([]NextHop, 513), Source: SourceAPI},
+		"too many to count": {Prefix: p("20.0.0.0/8"), NextHops: make([]NextHop, 1025), Source: SourceAPI},
 	} {
 		if err := r.Update([]Route{good, x}, nil); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: %v", name, err)

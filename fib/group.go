@@ -21,7 +21,13 @@ type hopset struct {
 	refs   int       // routes, used or not
 	users  int       // entries in the hot tables; the set has a group while there are any
 	group  uint32
-	run    run // buckets, for several next hops
+	ways   []*way // by hop, while there is a group; nil for those without Via
+	run    run    // buckets, for several next hops
+	share  *share // the same by member
+	// Entries with a route by the set, and some that had one: see entriesOf. Only of sets with hops.
+	entries []*entry
+	limit   int  // of their number, until those without are dropped
+	queued  bool // to be written
 }
 
 // target is what has to be resolved for a group; see FIB.Target.
@@ -45,7 +51,11 @@ func (f *FIB) intern(typ RouteType, hops []NextHop) *hopset {
 		canon = make([]NextHop, 0, len(hops))
 	}
 	for _, h := range hops {
-		canon = append(canon, NextHop{Via: plain(h.Via), Iface: h.Iface, Weight: max(h.Weight, 1)})
+		mtu := h.MTU
+		if mtu >= 1<<16-1 {
+			mtu = 0
+		}
+		canon = append(canon, NextHop{Via: plain(h.Via), Iface: h.Iface, Weight: max(h.Weight, 1), MTU: mtu})
 	}
 	if len(canon) > 1 {
 		canon = merge(canon)
@@ -59,6 +69,7 @@ func (f *FIB) intern(typ RouteType, hops []NextHop) *hopset {
 		k = append(k, byte(h.Iface), byte(h.Iface>>8), byte(h.Via.BitLen()))
 		k = append(k, a[:]...)
 		k = binary.LittleEndian.AppendUint32(k, uint32(h.Weight))
+		k = binary.LittleEndian.AppendUint16(k, uint16(h.MTU))
 	}
 	f.key = k
 	if s := f.sets[string(k)]; s != nil {
@@ -67,17 +78,27 @@ func (f *FIB) intern(typ RouteType, hops []NextHop) *hopset {
 	s := &hopset{key: string(k), typ: typ, hops: slices.Clone(canon)}
 	s.onlink = slices.ContainsFunc(s.hops, func(h NextHop) bool { return !h.Via.IsValid() })
 	f.sets[s.key] = s
+	for i := range s.hops {
+		if u := &f.uses[s.hops[i].Iface]; u.sets == nil {
+			u.sets = map[*hopset]struct{}{s: {}}
+		} else {
+			u.sets[s] = struct{}{}
+		}
+	}
 	return s
+}
+
+// compare is 0 for the same way with any weight.
+func (h *NextHop) compare(o *NextHop) int {
+	return cmp.Or(cmp.Compare(h.Iface, o.Iface), h.Via.Compare(o.Via), cmp.Compare(h.MTU, o.MTU))
 }
 
 // merge sorts next hops, adds the weights of equal ones and divides by the common divisor.
 func merge(hops []NextHop) []NextHop {
-	slices.SortFunc(hops, func(a, b NextHop) int {
-		return cmp.Or(cmp.Compare(a.Iface, b.Iface), a.Via.Compare(b.Via))
-	})
+	slices.SortFunc(hops, func(a, b NextHop) int { return a.compare(&b) })
 	n, div := 0, 0
 	for _, h := range hops {
-		if n > 0 && hops[n-1].Iface == h.Iface && hops[n-1].Via == h.Via {
+		if n > 0 && hops[n-1].compare(&h) == 0 {
 			hops[n-1].Weight += h.Weight
 			continue
 		}
@@ -99,9 +120,65 @@ func merge(hops []NextHop) []NextHop {
 
 // forget drops a set that nothing refers to.
 func (f *FIB) forget(s *hopset) {
-	if s.refs == 0 && s.users == 0 {
-		delete(f.sets, s.key)
+	if s.refs != 0 || s.users != 0 {
+		return
 	}
+	delete(f.sets, s.key)
+	for i := range s.hops {
+		delete(f.uses[s.hops[i].Iface].sets, s)
+	}
+}
+
+// refer counts a route of the entry by the sets of c.
+func (f *FIB) refer(e *entry, c *cand) {
+	c.set.refs++
+	c.set.note(e)
+	if c.of != nil {
+		c.of.note(e)
+	}
+}
+
+// note remembers that the entry has a route by the set. What has none any more is dropped now
+// and then, so that the list costs 16 bytes a route or less, and no search.
+func (s *hopset) note(e *entry) {
+	if len(s.hops) == 0 {
+		return
+	}
+	if len(s.entries) >= s.limit {
+		s.limit = 2*len(s.entriesOf()) + 16
+		if cap(s.entries) > 2*s.limit {
+			s.entries = slices.Clone(s.entries)
+		}
+	}
+	s.entries = append(s.entries, e)
+}
+
+// entriesOf lists the entries with a route by the set, once each. It is good until the next note.
+func (s *hopset) entriesOf() []*entry {
+	n := 0
+	for _, e := range s.entries {
+		if !e.listed && e.by(s) {
+			e.listed = true
+			s.entries[n] = e
+			n++
+		}
+	}
+	clear(s.entries[n:])
+	s.entries = s.entries[:n]
+	for _, e := range s.entries {
+		e.listed = false
+	}
+	return s.entries
+}
+
+// by: some route of the entry is there as long as the set is.
+func (e *entry) by(s *hopset) bool {
+	for i := range e.cands {
+		if c := &e.cands[i]; c.set == s || c.of == s {
+			return true
+		}
+	}
+	return false
 }
 
 // alive: packets could be sent this way, as far as interfaces go.
@@ -115,10 +192,11 @@ func (f *FIB) alive(s *hopset) bool {
 }
 
 // use counts one more entry that leads to the set, and gives it a group. The count is
-// taken back by appending the set to f.left.
-func (f *FIB) use(s *hopset) error {
+// taken back by appending the set to f.left. The entry led to old before, which may be nil:
+// a set without a group takes over the flows of the next hops that are in both.
+func (f *FIB) use(s, old *hopset) error {
 	if s.users == 0 {
-		if err := f.activate(s); err != nil {
+		if err := f.activate(s, old); err != nil {
 			return err
 		}
 	}
@@ -126,25 +204,28 @@ func (f *FIB) use(s *hopset) error {
 	return nil
 }
 
-func (f *FIB) activate(s *hopset) error {
+func (f *FIB) activate(s, old *hopset) error {
 	g, err := f.take(f.groups)
 	if err != nil {
 		return err
 	}
 	s.group = g
+	s.ways = make([]*way, len(s.hops))
 	for i := range s.hops {
 		h := &s.hops[i]
 		if !h.Via.IsValid() {
 			continue
 		}
-		n := f.hop(hopKey{h.Iface, h.Via})
-		n.sets = append(n.sets, s)
-		if e := f.adjacency(n); e != nil && err == nil {
+		w := f.way(hopKey{h.Iface, h.Via}, uint16(h.MTU))
+		w.sets = append(w.sets, s)
+		s.ways[i] = w
+		if e := f.adjacency(w); e != nil && err == nil {
 			err = e
 		}
 	}
 	if err == nil && len(s.hops) > 1 {
-		n := buckets(s.hops)
+		s.share = newShare(s, old)
+		n := len(s.share.base)
 		if s.run, err = f.runs.get(n); err != nil && f.d.Pending() > 0 {
 			f.d.Wait()
 			s.run, err = f.runs.get(n)
@@ -171,17 +252,18 @@ func (f *FIB) deactivate(s *hopset) {
 
 // detach takes the set off its next hops.
 func (f *FIB) detach(s *hopset) {
-	for i := range s.hops {
-		if h := &s.hops[i]; h.Via.IsValid() {
-			n := f.hops[hopKey{h.Iface, h.Via}]
-			if k := slices.Index(n.sets, s); k >= 0 {
-				last := len(n.sets) - 1
-				n.sets[k], n.sets[last] = n.sets[last], nil
-				n.sets = n.sets[:last]
-			}
-			f.letGo(n)
+	for _, w := range s.ways {
+		if w == nil {
+			continue
 		}
+		if k := slices.Index(w.sets, s); k >= 0 {
+			last := len(w.sets) - 1
+			w.sets[k], w.sets[last] = w.sets[last], nil
+			w.sets = w.sets[:last]
+		}
+		f.letGo(w)
 	}
+	s.ways, s.share = nil, nil
 }
 
 // word is the first half of a graph.Group, which is stored and loaded at once.
@@ -211,13 +293,9 @@ func (f *FIB) write(s *hopset) {
 	}
 	var open *NextHop // the first that could be resolved
 	usable := 0
-	adjs := make([]uint16, len(s.hops))
 	for i := range s.hops {
 		h := &s.hops[i]
-		if h.Via.IsValid() {
-			adjs[i] = f.hops[hopKey{h.Iface, h.Via}].adj
-		}
-		if adjs[i] != 0 {
+		if s.adj(i) != 0 {
 			usable++
 		} else if f.ifs[h.Iface].up && (open == nil || !open.Via.IsValid() && h.Via.IsValid()) {
 			open = h
@@ -231,67 +309,26 @@ func (f *FIB) write(s *hopset) {
 	case usable == 0:
 		f.store(g, word(0, f.why.Unresolved, 0))
 	case len(s.hops) == 1:
-		f.store(g, word(adjs[0], 0, 0))
+		f.store(g, word(s.adj(0), 0, 0))
 	default:
+		s.share.repair(func(i int) bool { return s.adj(i) != 0 })
 		out := f.t.Buckets[s.run.at:][:s.run.n]
 		f.t.Groups[g].At = s.run.at
-		share(s.hops, adjs, usable, func(b int, adj uint16) {
-			if out[b] != adj {
+		for b, m := range s.share.owner {
+			if adj := s.adj(int(m)); out[b] != adj {
 				mem.Store16(&out[b], adj)
 			}
-		})
+		}
 		f.store(g, word(0, 0, uint16(s.run.n-1)))
 	}
 }
 
-// buckets is the length of the bucket table of a set: eight for each unit of weight, so
-// that flows stay near their shares when next hops fail, within bounds.
-func buckets(hops []NextHop) int {
-	sum := 0
-	for _, h := range hops {
-		sum += h.Weight
+// adj is the adjacency of a hop, 0 while there is none.
+func (s *hopset) adj(i int) uint16 {
+	if w := s.ways[i]; w != nil {
+		return w.adj
 	}
-	n := 16
-	for n < 8*sum && n < 2048 {
-		n *= 2
-	}
-	return n
-}
-
-// share deals the buckets of a set. Each next hop owns its share, whether usable or not; only
-// buckets of those that are not usable go to the others, so that flows of the rest stay where
-// they are.
-func share(hops []NextHop, adjs []uint16, usable int, set func(bucket int, adj uint16)) {
-	n := buckets(hops)
-	deal := func(n int, take func(i int) bool, give func(k, i int)) {
-		sum, acc := 0, 0
-		for i := range hops {
-			if take(i) {
-				sum += hops[i].Weight
-			}
-		}
-		k := 0
-		for i := range hops {
-			if !take(i) {
-				continue
-			}
-			acc += hops[i].Weight
-			for ; k < (acc*n+sum/2)/sum; k++ {
-				give(k, i)
-			}
-		}
-	}
-	var orphans []int
-	deal(n, func(int) bool { return true }, func(k, i int) {
-		if adjs[i] != 0 {
-			set(k, adjs[i])
-		} else {
-			orphans = append(orphans, k)
-		}
-	})
-	deal(len(orphans), func(i int) bool { return adjs[i] != 0 }, func(k, i int) {
-		set(orphans[k], adjs[i])
-	})
+	return 0
 }
 
 // Target is what has to be resolved before packets can go to dst by way of an

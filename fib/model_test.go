@@ -505,7 +505,7 @@ func (r *rig) shrink() {
 	r.adjs.Bound(10)
 	r.t4.Blocks().Bound(5)
 	r.t6.Nodes().Bound(40)
-	r.runs.size = r.runs.next + 96
+	r.runs.size = r.runs.next + 256
 }
 
 // TestRandomChangesInSmallTables: what does not fit leaves everything as the model has it.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"millrace/pipeline/graph"
 	"millrace/pmd"
@@ -21,13 +22,26 @@ type hopKey struct {
 	addr  netip.Addr
 }
 
+// uses is what of the FIB concerns an interface.
+type uses struct {
+	sets map[*hopset]struct{} // with some next hop there
+	hops map[*hop]struct{}
+}
+
 // hop is a neighbour that is known, or that some set in use sends to.
 type hop struct {
 	key   hopKey
 	known bool
 	mac   pmd.MAC
-	adj   uint16    // while known, in use and the interface up; else 0
-	sets  []*hopset // with a group
+	ways  []*way // few: routes have few different MTUs
+}
+
+// way is a neighbour as the routes with one path MTU see it: an adjacency.
+type way struct {
+	hop  *hop
+	mtu  uint16    // 0 for the interface's
+	adj  uint16    // while reachable; else 0
+	sets []*hopset // with a group
 }
 
 func (f *FIB) hop(k hopKey) *hop {
@@ -35,56 +49,139 @@ func (f *FIB) hop(k hopKey) *hop {
 	if h == nil {
 		h = &hop{key: k}
 		f.hops[k] = h
+		if u := &f.uses[k.iface]; u.hops == nil {
+			u.hops = map[*hop]struct{}{h: {}}
+		} else {
+			u.hops[h] = struct{}{}
+		}
 	}
 	return h
 }
 
-// adjacency gives a neighbour its adjacency, where it should have one and has none.
-func (f *FIB) adjacency(h *hop) error {
-	if h.adj != 0 || !h.known || len(h.sets) == 0 || !f.ifs[h.key.iface].up {
+func (f *FIB) way(k hopKey, mtu uint16) *way {
+	h := f.hop(k)
+	for _, w := range h.ways {
+		if w.mtu == mtu {
+			return w
+		}
+	}
+	w := &way{hop: h, mtu: mtu}
+	h.ways = append(h.ways, w)
+	return w
+}
+
+// reachable: the way should have an adjacency.
+func (f *FIB) reachable(w *way) bool {
+	return w.hop.known && len(w.sets) > 0 && f.ifs[w.hop.key.iface].up
+}
+
+// adjacency gives a way its adjacency, where it should have one and has none.
+func (f *FIB) adjacency(w *way) error {
+	if w.adj != 0 || !f.reachable(w) {
 		return nil
 	}
 	a, err := f.take(f.adjs)
 	if err != nil {
 		return err
 	}
-	f.t.Adjs[a] = f.build(h)
-	h.adj = uint16(a)
+	f.t.Adjs[a] = f.build(w)
+	w.adj = uint16(a)
 	return nil
 }
 
-// letGo drops what a neighbour no longer needs.
-func (f *FIB) letGo(h *hop) {
-	if len(h.sets) > 0 {
+// letGo drops a way that no set uses.
+func (f *FIB) letGo(w *way) {
+	if len(w.sets) > 0 {
 		return
 	}
-	if h.adj != 0 {
-		f.retired.adjs = append(f.retired.adjs, uint32(h.adj))
-		h.adj = 0
+	if w.adj != 0 {
+		f.retired.adjs = append(f.retired.adjs, uint32(w.adj))
+		w.adj = 0
 	}
-	if !h.known {
+	if k := slices.Index(w.hop.ways, w); k >= 0 {
+		w.hop.ways = slices.Delete(w.hop.ways, k, k+1)
+	}
+	f.drop(w.hop)
+}
+
+// drop forgets a neighbour that is not known and that nothing uses.
+func (f *FIB) drop(h *hop) {
+	if !h.known && len(h.ways) == 0 {
 		delete(f.hops, h.key)
+		delete(f.uses[h.key.iface].hops, h)
 	}
 }
 
-// refresh gives a neighbour whose data changed a new adjacency, and moves its groups there before the
-// old one is retired. On an error nothing has changed.
-func (f *FIB) refresh(h *hop) error {
-	old := h.adj
-	h.adj = 0
-	if err := f.adjacency(h); err != nil {
-		h.adj = old
-		return err
-	}
-	if h.adj != old {
-		for _, s := range h.sets {
-			f.write(s)
+// former is the adjacency that a way had.
+type former struct {
+	w   *way
+	adj uint16
+}
+
+// renew gives ways whose data changed other adjacencies, or none where they are not reachable, and
+// moves their groups there: the first thing to do when a next hop fails, since no packet waits
+// for the rest. The former ones are to be handed to retireAdjs, or to restore to take the change back. On
+// an error nothing has changed.
+func (f *FIB) renew(ways []*way) ([]former, error) {
+	var fresh []uint32
+	for _, w := range ways {
+		if f.reachable(w) {
+			a, err := f.take(f.adjs)
+			if err != nil {
+				f.adjs.Put(fresh...)
+				return nil, err
+			}
+			fresh = append(fresh, a)
 		}
 	}
-	if old != 0 {
-		f.retired.adjs = append(f.retired.adjs, uint32(old))
+	old := make([]former, len(ways))
+	for i, w := range ways {
+		old[i] = former{w, w.adj}
+		w.adj = 0
+		if f.reachable(w) {
+			f.t.Adjs[fresh[0]] = f.build(w)
+			w.adj = uint16(fresh[0])
+			fresh = fresh[1:]
+		}
 	}
-	return nil
+	f.rewrite(old)
+	return old, nil
+}
+
+// restore gives ways their former adjacencies back.
+func (f *FIB) restore(old []former) {
+	for _, o := range old {
+		if o.w.adj != 0 {
+			f.retired.adjs = append(f.retired.adjs, uint32(o.w.adj))
+		}
+		o.w.adj = o.adj
+	}
+	f.rewrite(old)
+}
+
+func (f *FIB) retireAdjs(old []former) {
+	for _, o := range old {
+		if o.adj != 0 {
+			f.retired.adjs = append(f.retired.adjs, uint32(o.adj))
+		}
+	}
+}
+
+// rewrite writes the groups that use the ways, once each.
+func (f *FIB) rewrite(ways []former) {
+	var sets []*hopset
+	for _, x := range ways {
+		for _, s := range x.w.sets {
+			if !s.queued {
+				s.queued = true
+				sets = append(sets, s)
+			}
+		}
+	}
+	for _, s := range sets {
+		s.queued = false
+		f.write(s)
+	}
 }
 
 // EtherTypes, in host order.
@@ -95,11 +192,15 @@ const (
 	etherQinQ = 0x88a8 // IEEE 802.1Q service tag, outer of two
 )
 
-// build makes the adjacency of a neighbour.
-func (f *FIB) build(h *hop) graph.Adj {
+// build makes the adjacency of a way.
+func (f *FIB) build(w *way) graph.Adj {
+	h := w.hop
 	l := &f.ifs[h.key.iface]
 	i := &l.iface
 	a := graph.Adj{Port: i.Port, Iface: h.key.iface, MTU: i.MTU}
+	if w.mtu != 0 {
+		a.MTU = min(a.MTU, w.mtu)
+	}
 	if l.redirect {
 		a.Flags |= graph.AdjRedirect
 	}
@@ -149,13 +250,18 @@ func (f *FIB) DelIface(iface uint16) error {
 		return fmt.Errorf("fib: %w: interface %d", ErrInvalid, iface)
 	}
 	f.mu.Lock()
+	l := f.ifs[iface]
 	var gone []netip.Addr
-	for k, h := range f.hops {
-		if k.iface == iface && h.known {
-			gone = append(gone, k.addr)
+	for h := range f.uses[iface].hops {
+		if h.known {
+			gone = append(gone, h.key.addr)
 		}
 	}
 	f.mu.Unlock()
+	l.up = false
+	if err := f.setLink(iface, l); err != nil {
+		return err
+	}
 	for _, a := range gone {
 		if err := f.DelNeighbour(iface, a); err != nil {
 			return err
@@ -164,6 +270,8 @@ func (f *FIB) DelIface(iface uint16) error {
 	return f.setLink(iface, link{})
 }
 
+// setLink changes what is known of an interface. First the groups follow, so that flows
+// leave next hops that are gone; then the routes that have no next hop left, or have one again.
 func (f *FIB) setLink(iface uint16, l link) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -171,86 +279,57 @@ func (f *FIB) setLink(iface uint16, l link) error {
 	if old == l {
 		return nil
 	}
+	u := &f.uses[iface]
 	f.ifs[iface] = l
-	if l.up { // adjacencies before routes that lead to them
-		if err := f.rebuild(iface); err != nil {
+	var ways []*way
+	for h := range u.hops {
+		ways = append(ways, h.ways...)
+	}
+	adjs, err := f.renew(ways)
+	if err != nil {
+		f.ifs[iface] = old
+		f.sweep()
+		return err
+	}
+	var turned, onlink []*hopset
+	if old.up != l.up {
+		for s := range u.sets {
 			f.ifs[iface] = old
-			f.sweep()
-			return err
+			was := f.alive(s)
+			f.ifs[iface] = l
+			if f.alive(s) != was {
+				turned = append(turned, s)
+			}
+			if s.onlink && s.users > 0 { // whom to ask may be another
+				onlink = append(onlink, s)
+				f.write(s)
+			}
+		}
+	}
+	for _, s := range turned {
+		for _, e := range s.entriesOf() {
+			f.mark(e)
 		}
 	}
 	if old.up != l.up {
-		for _, e := range f.rib.All() {
-			for i := range e.cands {
-				if c := &e.cands[i]; c.set.over(iface) || c.of != nil && c.of.over(iface) {
-					f.mark(e)
-					break
-				}
+		for h := range u.hops {
+			if h.known {
+				f.markNear(h)
 			}
 		}
 	}
-	err := f.settle(func() {
+	if err := f.settle(func() {
 		f.ifs[iface] = old
-		if l.up {
-			_ = f.rebuild(iface) // it was down: nothing to build
-		}
-	})
-	if err == nil && !l.up {
-		err = f.rebuild(iface)
-		f.sweep()
-	}
-	if err == nil {
-		err = f.renewMulticast(iface)
-	}
-	return err
-}
-
-// rebuild gives the neighbours of an interface adjacencies by its present state, or takes them
-// away. On an error nothing has changed.
-func (f *FIB) rebuild(iface uint16) error {
-	var hops []*hop
-	var fresh []uint32
-	for k, h := range f.hops {
-		if k.iface != iface || len(h.sets) == 0 || !h.known {
-			continue
-		}
-		hops = append(hops, h)
-		if f.ifs[iface].up {
-			a, err := f.take(f.adjs)
-			if err != nil {
-				f.adjs.Put(fresh...)
-				return err
-			}
-			fresh = append(fresh, a)
-		}
-	}
-	for i, h := range hops {
-		old := h.adj
-		h.adj = 0
-		if f.ifs[iface].up {
-			f.t.Adjs[fresh[i]] = f.build(h)
-			h.adj = uint16(fresh[i])
-		}
-		if old != 0 {
-			f.retired.adjs = append(f.retired.adjs, uint32(old))
-		}
-	}
-	for _, s := range f.sets {
-		if s.users > 0 && s.over(iface) {
+		f.restore(adjs)
+		for _, s := range onlink {
 			f.write(s)
 		}
+	}); err != nil {
+		return err
 	}
-	return nil
-}
-
-// over: some next hop leaves by the interface.
-func (s *hopset) over(iface uint16) bool {
-	for i := range s.hops {
-		if s.hops[i].Iface == iface {
-			return true
-		}
-	}
-	return false
+	f.retireAdjs(adjs)
+	f.retire()
+	return f.renewMulticast(iface)
 }
 
 // SetNeighbour says that addr is at mac on the interface. Routes via addr get their
@@ -267,20 +346,24 @@ func (f *FIB) SetNeighbour(iface uint16, addr netip.Addr, mac pmd.MAC) error {
 	}
 	was, oldMAC := h.known, h.mac
 	h.known, h.mac = true, mac
-	if err := f.refresh(h); err != nil {
+	adjs, err := f.renew(h.ways)
+	if err != nil {
 		h.known, h.mac = was, oldMAC
-		f.letGo(h)
+		f.drop(h)
 		f.sweep()
 		return err
 	}
 	if was {
+		f.retireAdjs(adjs)
 		f.sweep()
 		return nil
 	}
 	f.nearby(h, 1)
 	return f.settle(func() {
 		f.nearby(h, -1)
-		f.lose(h)
+		h.known = false
+		f.restore(adjs)
+		f.drop(h)
 	})
 }
 
@@ -295,29 +378,19 @@ func (f *FIB) DelNeighbour(iface uint16, addr netip.Addr) error {
 		return nil
 	}
 	h.known = false
+	adjs, _ := f.renew(h.ways) // it needs none
 	f.nearby(h, -1)
 	if err := f.settle(func() {
 		h.known = true
+		f.restore(adjs)
 		f.nearby(h, 1)
 	}); err != nil {
 		return err
 	}
-	f.lose(h)
-	f.sweep()
+	f.retireAdjs(adjs)
+	f.drop(h)
+	f.retire()
 	return nil
-}
-
-// lose makes a neighbour unknown.
-func (f *FIB) lose(h *hop) {
-	h.known = false
-	if h.adj != 0 {
-		f.retired.adjs = append(f.retired.adjs, uint32(h.adj))
-		h.adj = 0
-		for _, s := range h.sets {
-			f.write(s)
-		}
-	}
-	f.letGo(h)
 }
 
 // nearby counts the neighbours at an address and marks its entry. Link-local addresses have none:
@@ -336,4 +409,11 @@ func (f *FIB) nearby(h *hop, n int) {
 		f.near.Insert(p, e)
 	}
 	f.mark(e)
+}
+
+// markNear marks the entry of a known neighbour.
+func (f *FIB) markNear(h *hop) {
+	if e, ok := f.near.Get(netip.PrefixFrom(h.key.addr, h.key.addr.BitLen())); ok {
+		f.mark(e)
+	}
 }

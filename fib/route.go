@@ -95,7 +95,10 @@ var (
 )
 
 // maxHops bounds the next hops of a route.
-const maxHops = 512
+const maxHops = 1024
+
+// minMTU is IPv4's least (RFC 791).
+const minMTU = 68
 
 // maxWeight bounds a next hop's weight.
 const maxWeight = 1 << 16
@@ -134,6 +137,8 @@ func (r *Route) check() error {
 			return invalid(r.Prefix, "interface %d does not exist", h.Iface)
 		case h.Weight < 0 || h.Weight > maxWeight:
 			return invalid(r.Prefix, "weight %d is not in 0 to %d", h.Weight, maxWeight)
+		case h.MTU < 0 || h.MTU > 0 && h.MTU < minMTU:
+			return invalid(r.Prefix, "an MTU of %d is less than the least of IPv4, %d", h.MTU, minMTU)
 		case h.Via.Is4() && !r.Prefix.Addr().Is4():
 			return invalid(r.Prefix, "an IPv6 route has no IPv4 next hop (%v)", h.Via)
 		case h.Via.IsUnspecified() || h.Via.IsMulticast():

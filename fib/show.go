@@ -1,6 +1,7 @@
 package fib
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -108,7 +109,7 @@ type Neighbour struct {
 	Addr   netip.Addr
 	MAC    pmd.MAC // zero while not Known
 	Known  bool
-	Adj    uint16 // 0 while no route in use needs it
+	Adj    uint16 // 0 while no route in use needs it; one of several where routes differ in MTU
 	Groups int    // next-hop groups that send to it
 }
 
@@ -117,7 +118,12 @@ func (f *FIB) Neighbours() []Neighbour {
 	f.mu.Lock()
 	out := make([]Neighbour, 0, len(f.hops))
 	for k, h := range f.hops {
-		out = append(out, Neighbour{k.iface, k.addr, h.mac, h.known, h.adj, len(h.sets)})
+		n := Neighbour{Iface: k.iface, Addr: k.addr, MAC: h.mac, Known: h.known}
+		for _, w := range h.ways {
+			n.Groups += len(w.sets)
+			n.Adj = cmp.Or(n.Adj, w.adj)
+		}
+		out = append(out, n)
 	}
 	f.mu.Unlock()
 	slices.SortFunc(out, func(a, b Neighbour) int {
