@@ -109,14 +109,16 @@ func (f *FIB) Verify(tell func(Fault)) (v Verified) {
 		}
 	}
 	for _, h := range f.hops {
-		if h.adj == 0 {
-			continue
-		}
-		v.Adjacencies++
-		if want, have := f.build(h), f.t.Adjs[h.adj]; want != have {
-			tell(Fault{"adjacency", fmt.Sprintf("%d (%v on interface %d)", h.adj, h.key.addr, h.key.iface),
-				fmt.Sprintf("port %d, header % x, MTU %d", want.Port, want.Head[:want.L2], want.MTU),
-				fmt.Sprintf("port %d, header % x, MTU %d", have.Port, have.Head[:min(int(have.L2), len(have.Head))], have.MTU)})
+		for _, w := range h.ways {
+			if w.adj == 0 {
+				continue
+			}
+			v.Adjacencies++
+			if want, have := f.build(w), f.t.Adjs[w.adj]; want != have {
+				tell(Fault{"adjacency", fmt.Sprintf("%d (%v on interface %d)", w.adj, h.key.addr, h.key.iface),
+					fmt.Sprintf("port %d, header % x, MTU %d", want.Port, want.Head[:want.L2], want.MTU),
+					fmt.Sprintf("port %d, header % x, MTU %d", have.Port, have.Head[:min(int(have.L2), len(have.Head))], have.MTU)})
+			}
 		}
 	}
 	return v
@@ -130,10 +132,8 @@ func (f *FIB) verifyGroup(s *hopset) (want, have string) {
 	}
 	var usable []uint16
 	for i := range s.hops {
-		if h := &s.hops[i]; h.Via.IsValid() {
-			if n := f.hops[keyOfHop(h)]; n != nil && n.adj != 0 {
-				usable = append(usable, n.adj)
-			}
+		if a := s.adj(i); a != 0 {
+			usable = append(usable, a)
 		}
 	}
 	if len(usable) == 0 {
@@ -147,9 +147,9 @@ func (f *FIB) verifyGroup(s *hopset) (want, have string) {
 	if g.Exit != 0 {
 		return want, exitOf(g)
 	}
-	for _, a := range used {
-		if !slices.Contains(usable, a) {
-			return want, fmt.Sprint("adjacency ", a)
+	for b, a := range used {
+		if !slices.Contains(usable, a) || g.Mask != 0 && s.adj(int(s.share.owner[b])) != a {
+			return want, fmt.Sprintf("adjacency %d in bucket %d", a, b)
 		}
 	}
 	return want, want
@@ -225,8 +225,6 @@ func (f *FIB) each(do func(e *entry)) {
 		f.mu.Unlock()
 	}
 }
-
-func keyOfHop(h *NextHop) hopKey { return hopKey{h.Iface, h.Via} }
 
 // lastAddr is the last address of a prefix.
 func lastAddr(p netip.Prefix) netip.Addr {
