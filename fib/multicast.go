@@ -47,7 +47,7 @@ func (f *FIB) renewMulticast(iface uint16) error {
 	}
 	a, err := f.take(f.adjs)
 	if err == nil {
-		x := f.build(&hop{key: hopKey{iface: iface}})
+		x := f.build(&way{hop: &hop{key: hopKey{iface: iface}}})
 		x.Flags = x.Flags&^graph.AdjRedirect | graph.AdjMulticast
 		f.t.Adjs[a] = x
 	}
