@@ -11,6 +11,13 @@ help: ## list the targets
 build: ## build bin/millrace
 	$(GO) build -o $(BIN) ./cmd/millrace
 
+build-dpdk: ## build bin/millrace-dpdk, whose `bench fib` has DPDK's tables as peers; needs gcc, pkg-config, libdpdk-dev
+	CGO_ENABLED=1 $(GO) build -tags dpdk -o $(BIN)-dpdk ./cmd/millrace
+
+test-dpdk: ## the tests of that build
+	CGO_ENABLED=1 $(GO) vet -tags dpdk ./bench/...
+	CGO_ENABLED=1 $(GO) test -tags dpdk ./bench/dpdkfib/
+
 demo: setup build ## route real packets of real programs: a lab of namespaces as root, in memory otherwise
 	@./$(BIN) demo
 
@@ -29,8 +36,9 @@ fuzz: ## run every fuzz target for FUZZTIME (20s) each
 e2e: setup build ## only the end-to-end tests in network namespaces, as root
 	$(GO) test -count=1 -v ./bench/e2e/...
 
-bench: build ## the road, the ports and the poll loop, measured
+bench: build ## the road, the forwarding tables, the ports and the poll loop, measured
 	./$(BIN) bench road
+	./$(BIN) bench fib
 	./$(BIN) bench ports
 	./$(BIN) bench jitter
 
@@ -45,5 +53,5 @@ setup: ## install what the demo and the tests need
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help build demo test race fuzz e2e bench lint setup clean
+.PHONY: help build build-dpdk test-dpdk demo test race fuzz e2e bench lint setup clean
 .DEFAULT_GOAL := help

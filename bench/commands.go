@@ -1,12 +1,8 @@
 package bench
 
 import (
-	"bufio"
-	"compress/gzip"
 	"fmt"
-	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -15,12 +11,12 @@ import (
 func Add(root *cobra.Command) {
 	c := &cobra.Command{
 		Use:   "bench",
-		Short: "Measure the road, the ports and the polling loop",
+		Short: "Measure the road, the forwarding tables, the ports and the polling loop",
 		Long: `Measures Millrace on this machine, and its peers in the same run: results compare as
 ratios within a run, not across machines or days. Every bench writes a table, and with
 --json FILE (- for standard output) the same as JSON.`,
 	}
-	c.AddCommand(roadCommand(), portsCommand(), jitterCommand(), peerCommand())
+	c.AddCommand(roadCommand(), fibCommand(), portsCommand(), jitterCommand(), peerCommand())
 	root.AddCommand(c)
 }
 
@@ -54,7 +50,7 @@ func progress(done, total int, what string) {
 func roadCommand() *cobra.Command {
 	var o RoadOptions
 	var out output
-	var table string
+	var data dataFlags
 	c := &cobra.Command{
 		Use:   "road [CASE]",
 		Short: "The whole road between ports in memory, and each of its stages",
@@ -62,21 +58,20 @@ func roadCommand() *cobra.Command {
 core, and prints TSC clocks and nanoseconds per packet: best and median of the runs.
 
 hot keeps 4,096 packets in flight, which stay in the cache; cold 65,536, which do
-not. Figures of single stages contain the reading of the clock. CASE selects the
-cases whose name contains it.`,
+not. full-table has a table of the Internet, from files or made. Figures of single
+stages contain the reading of the clock. CASE selects the cases whose name
+contains it.`,
 		Example: `  millrace bench road
   millrace bench road ipv4/64B/hot --runs 20
-  millrace bench road full-table --table v4.txt.gz --json road.json`,
+  millrace bench road full-table --data bgp/ --json road.json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				o.Filter = args[0]
 			}
-			if table != "" {
-				var err error
-				if o.Table, err = readLines(table); err != nil {
-					return err
-				}
+			var err error
+			if o.Data, err = data.find(); err != nil {
+				return err
 			}
 			o.Report = func(done, total int) { progress(done, total, "run") }
 			r, err := Road(o)
@@ -87,27 +82,8 @@ cases whose name contains it.`,
 		},
 	}
 	c.Flags().IntVar(&o.Runs, "runs", 9, "runs of each case")
-	c.Flags().StringVar(&table, "table", "", "prefixes of the full table, one a line, may be gzipped; a made table of a million otherwise")
+	c.Flags().StringVar(&data.files.V4, "table", "", "the same as --v4")
+	data.flags(c, &o.Source)
 	out.flags(c)
 	return c
-}
-
-// readLines reads a text file, which may be gzipped.
-func readLines(path string) (lines []string, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	var r io.Reader = f
-	if strings.HasSuffix(path, ".gz") {
-		if r, err = gzip.NewReader(f); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-	}
-	s := bufio.NewScanner(r)
-	for s.Scan() {
-		lines = append(lines, s.Text())
-	}
-	return lines, s.Err()
 }

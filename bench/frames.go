@@ -3,9 +3,9 @@ package bench
 import (
 	"encoding/binary"
 	"math/rand/v2"
-	"net/netip"
 	"strings"
 
+	"millrace/bench/bgp"
 	"millrace/packet"
 )
 
@@ -91,22 +91,14 @@ func exits(b *roadBed, r *rand.Rand) []byte {
 
 // full4 goes to random addresses within the prefixes of the table.
 func full4(b *roadBed, r *rand.Rand) []byte {
-	p := b.table[r.IntN(len(b.table))]
-	a := p.Addr().As4()
-	dst := binary.BigEndian.Uint32(a[:])
-	if n := 32 - p.Bits(); n > 0 {
-		dst |= r.Uint32() & (1<<n - 1)
-	}
-	return ether4(b.mac, 64, source4(r), dst)
+	return ether4(b.mac, 64, source4(r), bgp.From[uint32](bgp.Inside(b.table[r.IntN(len(b.table))], r)))
 }
 
-func parsePrefixes(l []string) (t []netip.Prefix) {
-	for _, s := range l {
-		if p, err := netip.ParsePrefix(s); err == nil && p.Addr().Is4() {
-			t = append(t, p)
-		}
-	}
-	return t
+// full6 is full4 for IPv6.
+func full6(b *roadBed, r *rand.Rand) []byte {
+	src := [16]byte{0x20, 1, 0x0d, 0xb8, 0, 9}
+	binary.BigEndian.PutUint64(src[8:], r.Uint64())
+	return ether6(b.mac, 64, src, bgp.Inside(b.table[r.IntN(len(b.table))], r).As16())
 }
 
 func match(name, filter string) bool { return strings.Contains(name, filter) }

@@ -61,6 +61,15 @@ func confine(l []int) {
 	}
 }
 
+// confineSelf keeps the calling thread on the CPUs given.
+func confineSelf(l []int) {
+	var set unix.CPUSet
+	for _, c := range l {
+		set.Set(c)
+	}
+	_ = unix.SchedSetaffinity(0, &set)
+}
+
 // prefer gives the session's processes precedence over other sessions' where the kernel
 // groups processes by session (sched(7), autogroup) and lets us, until undo.
 func prefer() (undo func()) {

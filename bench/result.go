@@ -23,6 +23,7 @@ type Report struct {
 	Schema  int      `json:"schema"` // 1
 	Bench   string   `json:"bench"`
 	Machine Machine  `json:"machine"`
+	Data    []string `json:"data,omitempty"` // what was measured on, where that is not the bench's own
 	Results []Result `json:"results"`
 }
 
@@ -46,6 +47,7 @@ type Result struct {
 	Best   float64 `json:"best"`
 	Median float64 `json:"median"`
 	Runs   int     `json:"runs"`
+	higher bool    // more is better
 }
 
 // NewReport starts a report about this machine.
@@ -78,7 +80,14 @@ func (r *Report) Add(name, metric, unit string, higher bool, runs []float64) {
 	if higher {
 		best = s[len(s)-1]
 	}
-	r.Results = append(r.Results, Result{name, metric, unit, best, s[len(s)/2], len(s)})
+	r.Results = append(r.Results, Result{name, metric, unit, best, s[len(s)/2], len(s), higher})
+}
+
+// source names where the data is from, if it is known.
+func (r *Report) source(s string) {
+	if s != "" {
+		r.Data = append(r.Data, "source of the data: "+s)
+	}
 }
 
 // Value finds a result's best value.
@@ -112,13 +121,48 @@ func (r *Report) WriteText(w io.Writer) error {
 	if m.Pages != "" {
 		fmt.Fprintf(w, ", buffers in %s", m.Pages)
 	}
-	fmt.Fprint(w, "\n\n")
+	fmt.Fprint(w, "\n")
+	for _, d := range r.Data {
+		fmt.Fprintln(w, d)
+	}
+	fmt.Fprint(w, "\n")
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight|tabwriter.TabIndent)
-	fmt.Fprint(t, "case\tmetric\tbest\tmedian\truns\t\n")
-	for _, x := range r.Results {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t\n", x.Name, x.Metric, number(x.Best), number(x.Median), x.Runs)
+	peers := slices.ContainsFunc(r.Results, func(x Result) bool { return r.ratio(&x) != 0 })
+	fmt.Fprint(t, "case\tmetric\tbest\tmedian\truns\t")
+	if peers {
+		fmt.Fprint(t, "millrace\t")
+	}
+	fmt.Fprintln(t)
+	for i := range r.Results {
+		x := &r.Results[i]
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t", x.Name, x.Metric, number(x.Best), number(x.Median), x.Runs)
+		if v := r.ratio(x); v != 0 {
+			fmt.Fprintf(t, "%.2f x\t", v)
+		} else if peers {
+			fmt.Fprint(t, "\t")
+		}
+		fmt.Fprintln(t)
 	}
 	return t.Flush()
+}
+
+// ratio is how many times better Millrace's median is than that of a peer, 0 for what is no peer's result.
+func (r *Report) ratio(peer *Result) float64 {
+	name, _, ok := strings.Cut(peer.Name, "@")
+	if !ok {
+		return 0
+	}
+	for i := range r.Results {
+		x := &r.Results[i]
+		if x.Name != name || x.Metric != peer.Metric || x.Median == 0 || peer.Median == 0 {
+			continue
+		}
+		if peer.higher {
+			return x.Median / peer.Median
+		}
+		return peer.Median / x.Median
+	}
+	return 0
 }
 
 func number(v float64) string {

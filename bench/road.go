@@ -1,13 +1,13 @@
 package bench
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
 	"runtime/debug"
 
+	"millrace/bench/bgp"
 	"millrace/fib"
 	"millrace/fib/mcast"
 	"millrace/internal/clock"
@@ -23,10 +23,44 @@ import (
 
 // RoadOptions of the benchmark of the road.
 type RoadOptions struct {
-	Runs   int      // of each case; 0 for 9
-	Filter string   // only cases whose name contains it
-	Table  []string // prefixes of the full table; nil for a made one of a million
+	Runs   int       // of each case; 0 for 9
+	Filter string    // only cases whose name contains it
+	Data   bgp.Files // of the full tables; what is not there is made
+	Source string    // of the data, for the report
 	Report func(done, total int)
+}
+
+// fullTables has the tables of the cases with full tables, read or made once.
+type fullTables struct {
+	files  bgp.Files
+	source string
+	rep    *Report
+	have   map[string][]netip.Prefix
+}
+
+func (f *fullTables) get(family string) (t []netip.Prefix, err error) {
+	if t := f.have[family]; t != nil {
+		return t, nil
+	}
+	path, make := f.files.V4, bgp.Make4
+	if family == "ipv6" {
+		path, make = f.files.V6, bgp.Make6
+	}
+	from := made
+	if path == "" {
+		t = make(1 << 20)
+	} else if t, err = bgp.ReadTable(path); err != nil {
+		return nil, err
+	} else {
+		from = path
+	}
+	if f.have == nil {
+		f.have = map[string][]netip.Prefix{}
+		f.rep.source(f.source)
+	}
+	f.have[family] = t
+	f.rep.Data = append(f.rep.Data, fmt.Sprintf("%s: %d routes, %s", family, len(t), from))
+	return t, nil
 }
 
 // traffic makes one frame of a kind.
@@ -64,6 +98,8 @@ func roadCases() []roadCase {
 		}},
 		{name: "ipv4/64B/full-table", make: full4, full: true, stages: true},
 		{name: "ipv4/64B/full-table/cold", make: full4, full: true, pool: coldPool},
+		{name: "ipv6/64B/full-table", make: full6, full: true, stages: true},
+		{name: "ipv6/64B/full-table/cold", make: full6, full: true, pool: coldPool},
 	}
 	for _, n := range []int{1, 4, 16, 64} {
 		c = append(c, roadCase{name: fmt.Sprintf("ipv4/64B/vector-%d", n), make: plain4, vec: n, ports: 1})
@@ -106,7 +142,7 @@ type roadBed struct {
 	idx    []uint32
 	frames [][]byte
 	mac    pmd.MAC
-	table  []netip.Prefix // of the full table
+	table  []netip.Prefix // the full table
 	home   []bool         // scratch of refetch
 }
 
@@ -208,37 +244,15 @@ func (b *roadBed) routes() error {
 		}
 		rs = append(rs, fib.Route{Prefix: netip.PrefixFrom(netip.AddrFrom16(a), 32+8*r.IntN(3)).Masked(), NextHops: via6[:1], Source: fib.SourceConfig})
 	}
-	if b.c.full {
-		for _, p := range b.table {
-			n := r.IntN(256)
-			rs = append(rs, fib.Route{Prefix: p, NextHops: via[n : n+1], Source: fib.SourceConfig})
+	for _, p := range b.table {
+		n := bgp.Value(p, 0, len(via))
+		hops := via[n-1 : n]
+		if !p.Addr().Is4() {
+			hops = via6[n-1 : n]
 		}
+		rs = append(rs, fib.Route{Prefix: p, NextHops: hops, Source: fib.SourceKernel})
 	}
 	return b.fib.Update(rs, nil)
-}
-
-// madeTable is a million random prefixes with the lengths of the Internet's table.
-func madeTable() []netip.Prefix {
-	r := rand.New(rand.NewPCG(5, 6))
-	seen := map[netip.Prefix]bool{}
-	var t []netip.Prefix
-	for len(t) < 1<<20 {
-		l := 24
-		switch x := r.IntN(100); {
-		case x < 37:
-			l = 16 + r.IntN(8)
-		case x < 38:
-			l = 25 + r.IntN(8)
-		}
-		a := [4]byte{}
-		binary.BigEndian.PutUint32(a[:], uint32(1+r.IntN(222))<<24|r.Uint32()&0xffffff)
-		p := netip.PrefixFrom(netip.AddrFrom4(a), l).Masked()
-		if a[0] != 127 && a[0] != 169 && !seen[p] {
-			seen[p] = true
-			t = append(t, p)
-		}
-	}
-	return t
 }
 
 // restore gives all packets their frames back, for some laps.
@@ -371,17 +385,21 @@ func Road(o RoadOptions) (*Report, error) {
 		o.Runs = 9
 	}
 	rep := NewReport("road")
+	tables := fullTables{files: o.Data, rep: rep, source: o.Source}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	table := parsePrefixes(o.Table)
 	var beds []*roadBed
 	for _, c := range roadCases() {
 		if !match(c.name, o.Filter) {
 			continue
 		}
-		if c.full && table == nil {
-			table = madeTable()
+		var table []netip.Prefix
+		if c.full {
+			var err error
+			if table, err = tables.get(c.name[:4]); err != nil {
+				return nil, fmt.Errorf("bench road: %w", err)
+			}
 		}
 		b, err := newRoadBed(c, table)
 		if err != nil {
