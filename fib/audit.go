@@ -37,7 +37,7 @@ func (a *RouteAudit) Check(want []Route, differs func(want, have *Route)) {
 		e := f.find(r.Table, r.Prefix.Masked())
 		k := -1
 		if e != nil {
-			k = e.find(r.Source, r.Metric, 0)
+			k = e.find(r.Source, r.Metric, 0, r.Table == TableLocal)
 		}
 		if k < 0 {
 			differs(r, nil)
@@ -58,6 +58,9 @@ func (a *RouteAudit) Check(want []Route, differs func(want, have *Route)) {
 func (a *RouteAudit) Rest(src Source, surplus func(have *Route)) {
 	f := a.f
 	f.each(func(e *entry) {
+		if e.t == f.local {
+			return // copies
+		}
 		for i := range e.cands {
 			if c := &e.cands[i]; c.src == src && c.stamp != a.stamp {
 				have := f.info(e, i, -1).Route
@@ -183,7 +186,7 @@ func describe(s *hopset) string {
 
 // expect is the group that an address of the entry's table should find.
 func (f *FIB) expect(e *entry, a netip.Addr) uint16 {
-	for _, s := range f.rib.Supernets(netip.PrefixFrom(a, a.BitLen())) {
+	for _, s := range e.t.rib.Supernets(netip.PrefixFrom(a, a.BitLen())) {
 		if s.inst != nil {
 			return uint16(s.inst.group)
 		}
@@ -192,15 +195,14 @@ func (f *FIB) expect(e *entry, a netip.Addr) uint16 {
 }
 
 // look is the group that an address of the entry's table finds.
-func (f *FIB) look(e *entry, a netip.Addr) uint16 {
-	if a.Is4() {
-		return f.t4.Lookup(addr4(a))
-	}
-	return f.t6.Lookup(a.As16())
-}
+func (f *FIB) look(e *entry, a netip.Addr) uint16 { return e.t.lookup(a) }
 
 func (f *FIB) find(table uint32, p netip.Prefix) *entry {
-	e, _ := f.rib.Get(p)
+	t := f.at(table)
+	if t == nil {
+		return nil
+	}
+	e, _ := t.rib.Get(p)
 	return e
 }
 
@@ -209,16 +211,25 @@ const auditPiece = 1024
 
 // each calls do for all entries, under the lock, a piece at a time.
 func (f *FIB) each(do func(e *entry)) {
+	type place struct {
+		t *table
+		p netip.Prefix
+	}
 	f.mu.Lock()
-	all := make([]netip.Prefix, 0, f.rib.Size())
-	for p := range f.rib.All() {
-		all = append(all, p)
+	all := make([]place, 0, f.main.rib.Size())
+	for _, t := range f.everyTable() {
+		if t == f.bare || t == f.local && t.pins == 0 {
+			continue
+		}
+		for p := range t.rib.All() {
+			all = append(all, place{t, p})
+		}
 	}
 	f.mu.Unlock()
 	for part := range slices.Chunk(all, auditPiece) {
 		f.mu.Lock()
-		for _, p := range part {
-			if e, ok := f.rib.Get(p); ok {
+		for _, x := range part {
+			if e, ok := x.t.rib.Get(x.p); ok {
 				do(e)
 			}
 		}

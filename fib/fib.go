@@ -14,6 +14,7 @@ import (
 	"millrace/fib/lpm"
 	"millrace/internal/epoch"
 	"millrace/internal/ids"
+	"millrace/internal/mem"
 	"millrace/pipeline/graph"
 )
 
@@ -23,35 +24,52 @@ type FIB struct {
 	t       *graph.Tables
 	d       *epoch.Domain
 	why     Reasons
-	t4      *lpm.Table4
+	t4      *lpm.Table4 // of the main table
 	t6      *lpm.Table6
 	gen     atomic.Uint64
 	targets []atomic.Pointer[target] // by group
+	paths   []atomic.Pointer[paths]  // by group
+	short   []uint8                  // by group; see variant
+	policy4 atomic.Pointer[policy[uint32]]
+	policy6 atomic.Pointer[policy[[16]byte]]
+	checks  [2]atomic.Bool // by family: some interface wants sources checked
 
-	mu     sync.Mutex
-	rib    bart.Table[*entry]
-	near   bart.Table[*entry] // entries of addresses with neighbours
-	sets   map[string]*hopset
-	hops   map[hopKey]*hop
-	ifs    [graph.MaxIfaces]link
-	mcast  [graph.MaxIfaces]int // multicast routes that lead to each interface
-	uses   [graph.MaxIfaces]uses
-	groups *ids.Set
-	adjs   *ids.Set
-	runs   runs
-	key    []byte // scratch of intern
-	stamp  uint8  // of the last audit
+	mu      sync.Mutex
+	main    *table
+	local   *table             // TableLocal
+	bare    *table             // special-purpose prefixes only: for tables without routes of a family; made when it is needed
+	tables  map[uint32]*table  // the others, by the kernel's numbers
+	byHot   []*table           // by number in graph.Iface.Table
+	rules   [2]ruleList        // by family
+	vrfs    int                // interfaces with a table other than main
+	verdict [numActions]uint16 // groups of what rules do by themselves
+	born    int64              // Unix nanoseconds
+	sets    map[string]*hopset
+	hops    map[hopKey]*hop
+	ifs     [graph.MaxIfaces]link
+	mcast   [graph.MaxIfaces]int // multicast routes that lead to each interface
+	uses    [graph.MaxIfaces]uses
+	groups  *ids.Set
+	adjs    *ids.Set
+	numbers *ids.Set // of tables
+	runs    runs
+	key     []byte // scratch of intern
+	stamp   uint8  // of the last audit
 
 	// Of the change in progress; see settle.
 	dirty   []*entry
 	left    []*hopset // installed once less
 	dropped []*hopset // wanted by a route once less
+	touched []*table  // see touch
+	undo    []saved   // what the Update in progress changed
+	stale   bool      // the policy is not as interfaces, rules and tables are
 	changed bool
 	retired retired
 }
 
 // entry is a prefix that some source has a route for, or an address with a neighbour.
 type entry struct {
+	t     *table
 	pfx   netip.Prefix
 	cands []cand
 	inst  *hopset // what the hot table has
@@ -72,6 +90,7 @@ type cand struct {
 	src    Source
 	sub    uint8   // SourceDerived: length of the connected prefix
 	stamp  uint8   // of the last audit that saw it
+	local  bool    // of TableLocal
 	hidden bool    // inside a special-purpose prefix, so never used
 	of     *hopset // SourceDerived: of the connected prefix, without which there is none
 }
@@ -107,13 +126,19 @@ var martians = []struct {
 func New(t *graph.Tables, d *epoch.Domain, why Reasons) (*FIB, error) {
 	f := &FIB{
 		t: t, d: d, why: why,
-		targets: make([]atomic.Pointer[target], graph.MaxGroups),
-		sets:    map[string]*hopset{}, hops: map[hopKey]*hop{},
-		groups: ids.New("next-hop groups", 1, graph.MaxGroups),
-		adjs:   ids.New("adjacencies", 1, graph.MaxAdjs),
-		runs:   runs{size: graph.MaxBuckets},
+		targets: make([]atomic.Pointer[target], graph.MaxGroups), paths: make([]atomic.Pointer[paths], graph.MaxGroups),
+		tables: map[uint32]*table{}, byHot: make([]*table, MaxTables), rules: [2]ruleList{standardRules(), standardRules()},
+		born: time.Now().UnixNano(),
+		sets: map[string]*hopset{}, hops: map[hopKey]*hop{},
+		groups:  ids.New("next-hop groups", 1, graph.MaxGroups),
+		adjs:    ids.New("adjacencies", 1, graph.MaxAdjs),
+		numbers: ids.New("routing tables", 1, MaxTables),
+		runs:    runs{size: graph.MaxBuckets},
 	}
 	var err error
+	if f.short, err = mem.Of[uint8](graph.MaxGroups); err != nil {
+		return nil, fmt.Errorf("fib: %w", err)
+	}
 	if f.t4, err = lpm.New4(d); err != nil {
 		return nil, fmt.Errorf("fib: %w", err)
 	}
@@ -124,12 +149,19 @@ func New(t *graph.Tables, d *epoch.Domain, why Reasons) (*FIB, error) {
 	f.store(0, word(0, XNoRoute, 0))
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := time.Now().UnixNano()
-	for _, m := range martians {
-		e := f.entry(netip.MustParsePrefix(m.prefix))
-		f.add(e, cand{set: f.intern(m.typ, nil), src: SourceMartian, since: now})
-		f.mark(e)
+	for a, why := range ruleReasons {
+		g, err := f.take(f.groups)
+		if err != nil {
+			return nil, err
+		}
+		f.store(g, word(0, why, 0))
+		f.verdict[a] = uint16(g)
 	}
+	f.main = &table{always: true, v4: f.t4, v6: f.t6}
+	f.byHot[0] = f.main
+	f.local = &table{id: TableLocal, links: map[uint16]bool{}}
+	f.special(f.main)
+	f.special(f.local)
 	if err := f.settle(func() {}); err != nil {
 		return nil, err
 	}
@@ -142,8 +174,17 @@ func (f *FIB) Close() {
 	f.d.Wait()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.t4.Close()
-	f.t6.Close()
+	f.policy4.Store(nil)
+	f.policy6.Store(nil)
+	for _, t := range f.everyTable() {
+		if t.v4 != nil {
+			t.v4.Close()
+		}
+		if t.v6 != nil {
+			t.v6.Close()
+		}
+	}
+	mem.Free(f.short)
 }
 
 // Generation changes whenever destinations may be reached in another way than before: a
@@ -167,50 +208,88 @@ func (f *FIB) Update(add []Route, del []Key) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var undo []saved
-	save := func(e *entry) {
-		if !e.saved {
-			e.saved = true
-			undo = append(undo, saved{e, slices.Clone(e.cands)})
-		}
-		f.mark(e)
-	}
 	now := time.Now().UnixNano()
-	for _, k := range del {
-		if e, ok := f.rib.Get(k.Prefix.Masked()); ok {
-			if i := e.find(k.Source, k.Metric, 0); i >= 0 {
-				save(e)
-				f.derive(save, e, e.cands[i], false)
-				f.remove(e, i)
-			}
+	for i := range del {
+		if t := f.at(del[i].Table); t != nil {
+			f.withdraw(t, &del[i])
 		}
 	}
 	for i := range add {
 		r := &add[i]
-		e := f.entry(r.Prefix.Masked())
-		c := cand{set: f.intern(r.Type, r.NextHops), src: r.Source, metric: r.Metric, tag: r.Tag, since: now, stamp: f.stamp}
+		t, err := f.table(r.Table)
+		if err != nil {
+			return f.fail(err)
+		}
+		c := cand{set: f.intern(r.Type, r.NextHops), src: r.Source, metric: r.Metric, tag: r.Tag, since: now, stamp: f.stamp, local: r.Table == TableLocal}
 		if !r.Since.IsZero() {
 			c.since = r.Since.UnixNano()
 		}
-		c.hidden = hidden(e.pfx, r.Type)
-		save(e)
-		if i := e.find(c.src, c.metric, 0); i >= 0 {
-			f.derive(save, e, e.cands[i], false)
-		}
-		f.add(e, c)
-		f.derive(save, e, c, true)
+		f.put(t, r.Prefix.Masked(), c)
 	}
-	return f.settle(func() {
-		for _, s := range undo {
-			for _, c := range s.e.cands {
-				f.dropped = append(f.dropped, c.set)
-			}
-			s.e.cands = s.cands
-			for i := range s.cands {
-				f.refer(s.e, &s.cands[i])
-			}
+	return f.settle(f.revert)
+}
+
+// fail takes back the Update in progress, which has not come as far as settle.
+func (f *FIB) fail(err error) error {
+	f.revert()
+	if again := f.settle(func() {}); again != nil {
+		panic("fib: cannot restore the tables: " + again.Error())
+	}
+	return err
+}
+
+// put adds or replaces a route.
+func (f *FIB) put(t *table, p netip.Prefix, c cand) {
+	c.hidden = hidden(p, c.set.typ)
+	e := t.entry(p)
+	f.save(e)
+	if i := e.find(c.src, c.metric, 0, c.local); i >= 0 {
+		f.derive(e, e.cands[i], false)
+	}
+	f.add(e, c)
+	f.derive(e, c, true)
+	f.link(t, c.set)
+	f.mirror(e, c, true)
+}
+
+// withdraw removes a route, where it is there.
+func (f *FIB) withdraw(t *table, k *Key) {
+	e, ok := t.rib.Get(k.Prefix.Masked())
+	if !ok {
+		return
+	}
+	i := e.find(k.Source, k.Metric, 0, k.Table == TableLocal)
+	if i < 0 {
+		return
+	}
+	f.save(e)
+	c := e.cands[i]
+	f.derive(e, c, false)
+	f.remove(e, i)
+	f.mirror(e, c, false)
+}
+
+// save remembers an entry that the Update in progress changes.
+func (f *FIB) save(e *entry) {
+	if !e.saved {
+		e.saved = true
+		f.undo = append(f.undo, saved{e, slices.Clone(e.cands)})
+	}
+	f.mark(e)
+}
+
+// revert is settle's undo for Update.
+func (f *FIB) revert() {
+	for _, s := range f.undo {
+		for _, c := range s.e.cands {
+			f.dropped = append(f.dropped, c.set)
 		}
-	})
+		f.number(s.e, len(s.cands)-len(s.e.cands))
+		s.e.cands = s.cands
+		for i := range s.cands {
+			f.refer(s.e, &s.cands[i])
+		}
+	}
 }
 
 type saved struct {
@@ -220,7 +299,7 @@ type saved struct {
 
 // derive adds or removes what follows from a connected prefix: IPv4's broadcast
 // addresses (RFC 1812 4.2.3.1), IPv6's subnet-router anycast address (RFC 4291 2.6.1).
-func (f *FIB) derive(save func(*entry), e *entry, c cand, add bool) {
+func (f *FIB) derive(e *entry, c cand, add bool) {
 	bits := e.pfx.Bits()
 	if c.src != SourceConnected || c.set.typ != Unicast || !c.set.onlink || bits >= e.pfx.Addr().BitLen()-1 {
 		return
@@ -231,15 +310,38 @@ func (f *FIB) derive(save func(*entry), e *entry, c cand, add bool) {
 	}
 	for _, a := range addrs {
 		p := netip.PrefixFrom(a, a.BitLen())
+		d := cand{src: SourceDerived, metric: c.metric, sub: uint8(bits), since: c.since, of: c.set, local: c.local}
 		if add {
-			h := f.entry(p)
-			save(h)
-			f.add(h, cand{set: f.intern(typ, nil), src: SourceDerived, metric: c.metric, sub: uint8(bits), since: c.since, hidden: hidden(p, typ), of: c.set})
-		} else if h, ok := f.rib.Get(p); ok {
-			if i := h.find(SourceDerived, c.metric, uint8(bits)); i >= 0 {
-				save(h)
+			h := e.t.entry(p)
+			d.set, d.hidden = f.intern(typ, nil), hidden(p, typ)
+			f.save(h)
+			f.add(h, d)
+			f.mirror(h, d, true)
+		} else if h, ok := e.t.rib.Get(p); ok {
+			if i := h.find(d.src, d.metric, d.sub, d.local); i >= 0 {
+				f.save(h)
 				f.remove(h, i)
+				f.mirror(h, d, false)
 			}
+		}
+	}
+}
+
+// mirror keeps the local table's copies of the main table's routes: c has been added to the entry, or removed.
+func (f *FIB) mirror(e *entry, c cand, add bool) {
+	if e.t != f.main || !c.local && c.src != SourceConnected && c.src != SourceDerived {
+		return
+	}
+	if add && localLike(&c) {
+		h := f.local.entry(e.pfx)
+		f.save(h)
+		f.add(h, c)
+		return
+	}
+	if h, ok := f.local.rib.Get(e.pfx); ok {
+		if i := h.find(c.src, c.metric, c.sub, c.local); i >= 0 {
+			f.save(h)
+			f.remove(h, i)
 		}
 	}
 }
@@ -265,18 +367,18 @@ func hidden(p netip.Prefix, t RouteType) bool {
 	return ok && !slices.Contains(let, t)
 }
 
-func (f *FIB) entry(p netip.Prefix) *entry {
-	e, ok := f.rib.Get(p)
+func (t *table) entry(p netip.Prefix) *entry {
+	e, ok := t.rib.Get(p)
 	if !ok {
-		e = &entry{pfx: p}
-		f.rib.Insert(p, e)
+		e = &entry{t: t, pfx: p}
+		t.rib.Insert(p, e)
 	}
 	return e
 }
 
-func (e *entry) find(src Source, metric uint32, sub uint8) int {
+func (e *entry) find(src Source, metric uint32, sub uint8, local bool) int {
 	for i := range e.cands {
-		if c := &e.cands[i]; c.src == src && c.metric == metric && c.sub == sub {
+		if c := &e.cands[i]; c.src == src && c.metric == metric && c.sub == sub && c.local == local {
 			return i
 		}
 	}
@@ -285,17 +387,36 @@ func (e *entry) find(src Source, metric uint32, sub uint8) int {
 
 func (f *FIB) add(e *entry, c cand) {
 	f.refer(e, &c)
-	if i := e.find(c.src, c.metric, c.sub); i >= 0 {
+	if i := e.find(c.src, c.metric, c.sub, c.local); i >= 0 {
 		f.dropped = append(f.dropped, e.cands[i].set)
 		e.cands[i] = c
 		return
 	}
 	e.cands = append(e.cands, c)
+	if c.src != SourceMartian {
+		f.number(e, 1)
+	}
+}
+
+// number counts the routes of an entry's table.
+func (f *FIB) number(e *entry, n int) {
+	t, fam := e.t, family(e.pfx.Addr())
+	if n != 0 && t != f.main {
+		was := t.needs(fam)
+		t.count[fam] += n
+		if was != t.needs(fam) {
+			f.stale = true
+			f.touch(t)
+		} else if t.count[0]+t.count[1] == 0 {
+			f.touch(t)
+		}
+	}
 }
 
 func (f *FIB) remove(e *entry, i int) {
 	f.dropped = append(f.dropped, e.cands[i].set)
 	e.cands = slices.Delete(e.cands, i, i+1)
+	f.number(e, -1)
 }
 
 // best is the index of the entry's route to use; -1 where there is none.
@@ -308,7 +429,7 @@ func (f *FIB) best(e *entry) int {
 		}
 		if best >= 0 {
 			b := &e.cands[best]
-			if c.src > b.src || c.src == b.src && (c.metric > b.metric || c.metric == b.metric && c.sub >= b.sub) {
+			if !before(c, b) {
 				continue
 			}
 		}
@@ -317,9 +438,22 @@ func (f *FIB) best(e *entry) int {
 	return best
 }
 
+// before: of two routes that could be used, a is.
+func before(a, b *cand) bool {
+	switch {
+	case a.local != b.local && a.src != SourceMartian && b.src != SourceMartian:
+		return a.local
+	case a.src != b.src:
+		return a.src < b.src
+	case a.metric != b.metric:
+		return a.metric < b.metric
+	}
+	return a.sub < b.sub
+}
+
 // cover is the set of the route that an address falls to by longest prefix match.
-func (f *FIB) cover(p netip.Prefix) *hopset {
-	for _, e := range f.rib.Supernets(p) {
+func (f *FIB) cover(t *table, p netip.Prefix) *hopset {
+	for _, e := range t.rib.Supernets(p) {
 		if i := f.best(e); i >= 0 {
 			return e.cands[i].set
 		}
@@ -329,8 +463,11 @@ func (f *FIB) cover(p netip.Prefix) *hopset {
 
 // wanted is the set that the entry should have in the hot table.
 func (f *FIB) wanted(e *entry) *hopset {
+	if fam := family(e.pfx.Addr()); e.t != f.main && !(e.t.mapped(fam) && e.t.needs(fam)) {
+		return nil
+	}
 	if e.near > 0 {
-		if c := f.cover(e.pfx); c != nil && c.onlink {
+		if c := f.cover(e.t, e.pfx); c != nil && c.onlink {
 			for _, h := range c.hops {
 				if h.Via.IsValid() || !f.ifs[h.Iface].up {
 					continue
@@ -342,7 +479,7 @@ func (f *FIB) wanted(e *entry) *hopset {
 		}
 	}
 	if i := f.best(e); i >= 0 {
-		return e.cands[i].set
+		return f.variant(e.pfx, e.cands[i].set)
 	}
 	return nil
 }
@@ -354,8 +491,8 @@ func (f *FIB) mark(e *entry) {
 	}
 	e.dirty = true
 	f.dirty = append(f.dirty, e)
-	if f.near.Size() > 0 {
-		for _, n := range f.near.Subnets(e.pfx) {
+	if e.t.near.Size() > 0 {
+		for _, n := range e.t.near.Subnets(e.pfx) {
 			if !n.dirty {
 				n.dirty = true
 				f.dirty = append(f.dirty, n)
@@ -381,12 +518,17 @@ func (f *FIB) settle(undo func()) error {
 			panic("fib: cannot restore the tables: " + again.Error())
 		}
 	}
+	f.publish()
+	f.shut()
 	f.sweep()
 	return err
 }
 
 // apply installs before it removes, so that no destination is without a route between.
 func (f *FIB) apply() error {
+	if err := f.open(); err != nil {
+		return err
+	}
 	for _, e := range f.dirty {
 		e.want = f.wanted(e)
 		if e.want != nil {
@@ -411,25 +553,18 @@ func (f *FIB) install(e *entry) error {
 		return fmt.Errorf("%w (at %v)", err, e.pfx)
 	}
 	g := uint16(e.want.group)
+	if e.want.users == 1 {
+		f.tell(e.want)
+	}
 	old := e.inst
 	e.inst = e.want
 	f.changed = true
 	if old != nil {
 		f.left = append(f.left, old)
-		if a := e.pfx.Addr(); a.Is4() {
-			f.t4.Replace(addr4(a), e.pfx.Bits(), g)
-		} else {
-			f.t6.Replace(a.As16(), e.pfx.Bits(), g)
-		}
+		e.t.replace(e.pfx, g)
 		return nil
 	}
-	var err error
-	if a := e.pfx.Addr(); a.Is4() {
-		err = f.t4.Insert(addr4(a), e.pfx.Bits(), g)
-	} else {
-		err = f.t6.Insert(a.As16(), e.pfx.Bits(), g)
-	}
-	if err != nil {
+	if err := e.t.insert(e.pfx, g); err != nil {
 		f.left = append(f.left, e.inst)
 		e.inst = nil
 		return fmt.Errorf("%w (at %v)", err, e.pfx)
@@ -442,17 +577,13 @@ func (f *FIB) uninstall(e *entry) {
 	e.inst = nil
 	f.changed = true
 	parent, bits := uint16(0), 0
-	for p, s := range f.rib.Supernets(e.pfx) {
+	for p, s := range e.t.rib.Supernets(e.pfx) {
 		if s.inst != nil {
 			parent, bits = uint16(s.inst.group), p.Bits()
 			break
 		}
 	}
-	if a := e.pfx.Addr(); a.Is4() {
-		f.t4.Remove(addr4(a), e.pfx.Bits(), parent, bits)
-	} else {
-		f.t6.Remove(a.As16(), e.pfx.Bits(), parent, bits)
-	}
+	e.t.remove(e.pfx, parent, bits)
 }
 
 func addr4(a netip.Addr) uint32 {
@@ -472,21 +603,26 @@ func (f *FIB) sweep() {
 		s.refs--
 		f.forget(s)
 	}
+	last := f.main
 	for _, e := range f.dirty {
+		if e.t != last {
+			last = e.t
+			last.commit()
+		}
 		if e.want != nil {
 			f.forget(e.want)
 		}
 		e.want, e.dirty, e.saved = nil, false, false
 		if len(e.cands) == 0 && e.near == 0 && e.inst == nil {
-			f.rib.Delete(e.pfx)
+			e.t.rib.Delete(e.pfx)
 		}
 	}
 	clear(f.left)
 	clear(f.dropped)
 	clear(f.dirty)
-	f.left, f.dropped, f.dirty = f.left[:0], f.dropped[:0], f.dirty[:0]
-	f.t4.Commit()
-	f.t6.Commit()
+	clear(f.undo)
+	f.left, f.dropped, f.dirty, f.undo = f.left[:0], f.dropped[:0], f.dirty[:0], f.undo[:0]
+	f.main.commit()
 	if f.changed {
 		f.changed = false
 		f.gen.Add(1)
@@ -504,6 +640,7 @@ func (f *FIB) retire() {
 	f.d.Retire(func() {
 		for _, g := range r.groups {
 			f.targets[g].Store(nil)
+			f.paths[g].Store(nil)
 		}
 		f.groups.Put(r.groups...)
 		f.adjs.Put(r.adjs...)

@@ -21,6 +21,7 @@ type hopset struct {
 	refs   int       // routes, used or not
 	users  int       // entries in the hot tables; the set has a group while there are any
 	group  uint32
+	short  uint8  // length of the prefix and one, for a variant
 	ways   []*way // by hop, while there is a group; nil for those without Via
 	run    run    // buckets, for several next hops
 	share  *share // the same by member
@@ -40,7 +41,7 @@ type target struct {
 var reasonOf = [numTypes]graph.Reason{
 	Local: XLocal, Blackhole: XBlackhole, Unreachable: XUnreachable, Prohibit: XProhibit,
 	Broadcast: XDirectedBroadcast, Multicast: XMulticast,
-	Martian: XMartian, LinkLocal: XLinkLocal, LimitedBroadcast: XBroadcast,
+	Throw: XNoRoute, Martian: XMartian, LinkLocal: XLinkLocal, LimitedBroadcast: XBroadcast,
 }
 
 // intern finds or makes the set of next hops.
@@ -77,6 +78,12 @@ func (f *FIB) intern(typ RouteType, hops []NextHop) *hopset {
 	}
 	s := &hopset{key: string(k), typ: typ, hops: slices.Clone(canon)}
 	s.onlink = slices.ContainsFunc(s.hops, func(h NextHop) bool { return !h.Via.IsValid() })
+	f.enter(s)
+	return s
+}
+
+// enter makes a set known.
+func (f *FIB) enter(s *hopset) {
 	f.sets[s.key] = s
 	for i := range s.hops {
 		if u := &f.uses[s.hops[i].Iface]; u.sets == nil {
@@ -85,7 +92,6 @@ func (f *FIB) intern(typ RouteType, hops []NextHop) *hopset {
 			u.sets[s] = struct{}{}
 		}
 	}
-	return s
 }
 
 // compare is 0 for the same way with any weight.

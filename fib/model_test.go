@@ -52,7 +52,7 @@ func (r *rig) empty(fresh Stats) {
 	if s := r.Stats(); s != fresh {
 		r.t.Errorf("after removing everything:\n%+v, a new FIB has\n%+v", s, fresh)
 	}
-	for p, e := range r.rib.All() {
+	for p, e := range r.main.rib.All() {
 		if e.cands == nil || e.dirty || e.saved || e.want != nil {
 			r.t.Errorf("entry %v left over: %+v", p, *e)
 		}

@@ -13,6 +13,7 @@ import (
 // link is what the FIB knows of an interface.
 type link struct {
 	known, up bool
+	table     *table // of packets that come in here; nil for main
 	redirect  bool
 	iface     graph.Iface // as the adjacencies were built
 }
@@ -241,7 +242,18 @@ func (f *FIB) SetIface(iface uint16, o IfaceOptions) error {
 		return fmt.Errorf("fib: %w: interface %d", ErrInvalid, iface)
 	}
 	i := f.t.Ifaces[iface]
-	return f.setLink(iface, link{known: true, up: i.Flags&graph.IfUp != 0, redirect: o.Redirect, iface: i})
+	var t *table
+	if i.Table != 0 {
+		f.mu.Lock()
+		if i.Table < MaxTables {
+			t = f.byHot[i.Table]
+		}
+		f.mu.Unlock()
+		if t == nil {
+			return fmt.Errorf("fib: %w: interface %d has table %d, which is no number from Table", ErrInvalid, iface, i.Table)
+		}
+	}
+	return f.setLink(iface, link{known: true, table: t, up: i.Flags&graph.IfUp != 0, redirect: o.Redirect, iface: i})
 }
 
 // DelIface forgets an interface with its neighbours. Routes over it stay, unused.
@@ -280,15 +292,15 @@ func (f *FIB) setLink(iface uint16, l link) error {
 		return nil
 	}
 	u := &f.uses[iface]
-	f.ifs[iface] = l
+	f.setTable(iface, old, l)
 	var ways []*way
 	for h := range u.hops {
 		ways = append(ways, h.ways...)
 	}
 	adjs, err := f.renew(ways)
 	if err != nil {
-		f.ifs[iface] = old
-		f.sweep()
+		f.setTable(iface, l, old)
+		_ = f.settle(func() {}) // as it was
 		return err
 	}
 	var turned, onlink []*hopset
@@ -319,7 +331,7 @@ func (f *FIB) setLink(iface uint16, l link) error {
 		}
 	}
 	if err := f.settle(func() {
-		f.ifs[iface] = old
+		f.setTable(iface, l, old)
 		f.restore(adjs)
 		for _, s := range onlink {
 			f.write(s)
@@ -331,6 +343,25 @@ func (f *FIB) setLink(iface uint16, l link) error {
 	f.retire()
 	return f.renewMulticast(iface)
 }
+
+// setTable changes what the FIB knows of an interface, and who holds tables for it.
+func (f *FIB) setTable(iface uint16, old, l link) {
+	f.ifs[iface] = l
+	if l.table != nil {
+		f.pin(l.table)
+		f.vrfs++
+	}
+	if old.table != nil {
+		f.unpin(old.table)
+		f.vrfs--
+	}
+	if old.table != l.table || (old.iface.Flags^l.iface.Flags)&ifChecks != 0 || old.known != l.known {
+		f.stale = true
+	}
+}
+
+// ifChecks are the flags of interfaces that ask for the check of sources.
+const ifChecks = graph.IfLoose4 | graph.IfStrict4 | graph.IfLoose6 | graph.IfStrict6
 
 // SetNeighbour says that addr is at mac on the interface. Routes via addr get their
 // adjacency, and addr a host entry where the route to it is on-link there.
@@ -393,27 +424,25 @@ func (f *FIB) DelNeighbour(iface uint16, addr netip.Addr) error {
 	return nil
 }
 
-// nearby counts the neighbours at an address and marks its entry. Link-local addresses have none:
-// they are never forwarded to.
+// nearby counts the neighbours at an address in all tables that have host entries for it.
 func (f *FIB) nearby(h *hop, n int) {
-	a := h.key.addr
-	if a.IsLinkLocalUnicast() {
-		return
+	f.beside(f.main, h.key.addr, n)
+	for _, t := range f.tables {
+		if t.links[h.key.iface] {
+			f.beside(t, h.key.addr, n)
+		}
 	}
-	p := netip.PrefixFrom(a, a.BitLen())
-	e := f.entry(p)
-	e.near += n
-	if e.near == 0 {
-		f.near.Delete(p)
-	} else if e.near == n {
-		f.near.Insert(p, e)
-	}
-	f.mark(e)
 }
 
-// markNear marks the entry of a known neighbour.
+// markNear marks the entries of a known neighbour.
 func (f *FIB) markNear(h *hop) {
-	if e, ok := f.near.Get(netip.PrefixFrom(h.key.addr, h.key.addr.BitLen())); ok {
+	p := netip.PrefixFrom(h.key.addr, h.key.addr.BitLen())
+	if e, ok := f.main.near.Get(p); ok {
 		f.mark(e)
+	}
+	for _, t := range f.tables {
+		if e, ok := t.near.Get(p); ok {
+			f.mark(e)
+		}
 	}
 }

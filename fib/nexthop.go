@@ -10,7 +10,8 @@ import (
 // reasons are those that the next-hop stages give.
 func (f *FIB) reasons() []graph.Reason {
 	return []graph.Reason{XNoRoute, XBlackhole, XUnreachable, XProhibit, XLocal, XMulticast, XBroadcast,
-		XDirectedBroadcast, XMartian, XLinkLocal, f.why.Unresolved}
+		XDirectedBroadcast, XMartian, XLinkLocal,
+		XRuleBlackhole, XRuleUnreachable, XRuleProhibit, f.why.Unresolved}
 }
 
 // NextHop4 follows next-hop groups of IPv4 packets to adjacencies: NH to Adj.

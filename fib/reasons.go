@@ -32,6 +32,14 @@ var (
 		Doc: "The destination is the broadcast address (all ones or all zeros) of a connected network. Routers do not pass these on, since they amplify attacks (RFC 2644)."})
 	XMartian = graph.NewReason(graph.ReasonInfo{Stage: "lookup", Name: "martian-destination",
 		Doc: "The destination cannot be reached through any router: 0/8, loopback, 240/4, ::, ::1 or an IPv4-mapped address (RFC 1812 5.3.7, RFC 6890). The sender is misconfigured."})
+	XRuleBlackhole = graph.NewReason(graph.ReasonInfo{Stage: "lookup", Name: "rule-blackhole",
+		Doc: "A rule of policy routing (`ip rule`) wants these packets to vanish without an answer."})
+	XRuleUnreachable = graph.NewReason(graph.ReasonInfo{Stage: "lookup", Name: "rule-unreachable",
+		Doc:   "A rule of policy routing (`ip rule`) wants the sender to be told that there is no route.",
+		ICMP4: graph.Owe(3, 0), ICMP6: graph.Owe(1, 0)})
+	XRuleProhibit = graph.NewReason(graph.ReasonInfo{Stage: "lookup", Name: "rule-prohibit",
+		Doc:   "A rule of policy routing (`ip rule`) wants the sender to be told that policy forbids it.",
+		ICMP4: graph.Owe(3, 13), ICMP6: graph.Owe(1, 1)})
 	XLinkLocal = graph.NewReason(graph.ReasonInfo{Stage: "lookup", Name: "link-local-destination",
 		Doc:   "The destination is link-local (169.254/16, fe80::/10): it means something on one link only, and routers do not pass it on (RFC 3927 7, RFC 4291 2.5.6).",
 		ICMP6: graph.Owe(1, 2)})

@@ -31,6 +31,7 @@ const (
 	Prohibit              // dropped, ICMP administratively prohibited
 	Broadcast             // directed broadcast, dropped
 	Multicast             // to the host
+	Throw                 // no route in this table: the rules go on
 	// Only from New:
 	Martian
 	LinkLocal
@@ -39,7 +40,7 @@ const (
 )
 
 func (t RouteType) String() string {
-	return [...]string{"unicast", "local", "blackhole", "unreachable", "prohibit", "broadcast", "multicast",
+	return [...]string{"unicast", "local", "blackhole", "unreachable", "prohibit", "broadcast", "multicast", "throw",
 		"martian", "link-local", "limited-broadcast"}[t]
 }
 
@@ -122,7 +123,7 @@ func (r *Route) check() error {
 		return err
 	}
 	switch {
-	case r.Type > Multicast:
+	case r.Type > Throw:
 		return invalid(r.Prefix, "type %d is not for use by others", r.Type)
 	case r.Type != Unicast && len(r.NextHops) != 0:
 		return invalid(r.Prefix, "a route of type %v has no next hops", r.Type)

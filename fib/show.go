@@ -23,33 +23,45 @@ type RouteInfo struct {
 func (f *FIB) info(e *entry, i int, best int) RouteInfo {
 	c := &e.cands[i]
 	r := RouteInfo{Route: Route{
-		Prefix: e.pfx, NextHops: slices.Clone(c.set.hops), Type: c.set.typ,
+		Table: e.t.id, Prefix: e.pfx, NextHops: slices.Clone(c.set.hops), Type: c.set.typ,
 		Source: c.src, Metric: c.metric, Tag: c.tag, Since: time.Unix(0, c.since),
 	}, Shadowed: c.hidden}
-	if i == best && e.inst == c.set {
-		r.Active, r.Group = true, uint16(c.set.group)
+	if c.local {
+		r.Table = TableLocal
+	}
+	if i == best && e.inst != nil && e.inst == f.variant(e.pfx, c.set) {
+		r.Active, r.Group = true, uint16(e.inst.group)
 	}
 	return r
 }
 
-// Routes lists all routes, IPv4 first, by prefix and then by preference.
+// Routes lists the routes of all tables, main first; of a table IPv4 first, by prefix and then by preference.
 func (f *FIB) Routes() []RouteInfo {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := make([]RouteInfo, 0, f.rib.Size())
-	for _, e := range f.rib.AllSorted() {
-		from, best := len(out), f.best(e)
-		for i := range e.cands {
-			out = append(out, f.info(e, i, best))
+	out := make([]RouteInfo, 0, f.main.rib.Size())
+	for _, t := range f.everyTable() {
+		if t == f.bare || t == f.local {
+			continue // copies
 		}
-		slices.SortStableFunc(out[from:], func(a, b RouteInfo) int {
-			if a.Source != b.Source {
-				return int(a.Source) - int(b.Source)
+		for _, e := range t.rib.AllSorted() {
+			from, best := len(out), f.best(e)
+			for i := range e.cands {
+				out = append(out, f.info(e, i, best))
 			}
-			return int(int64(a.Metric) - int64(b.Metric))
-		})
+			slices.SortStableFunc(out[from:], func(a, b RouteInfo) int {
+				return cmp.Or(cmp.Compare(b2i(b.Table == TableLocal), b2i(a.Table == TableLocal)), cmp.Compare(a.Source, b.Source), cmp.Compare(a.Metric, b.Metric))
+			})
+		}
 	}
 	return out
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // Result is where packets to an address go.
@@ -61,21 +73,33 @@ type Result struct {
 	Neighbour bool         // the address is a resolved neighbour with a host entry of its own
 }
 
-// Lookup explains what the hot tables do with packets to an address.
+// Lookup explains what the hot tables do with packets to an address that are looked up in the main table.
 func (f *FIB) Lookup(a netip.Addr) Result {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.result(f.main, a)
+}
+
+// LookupIn is Lookup for a table, by the kernel's number. A table that neither interfaces nor rules
+// lead to has routes and no groups: ok is false, as for one that does not exist.
+func (f *FIB) LookupIn(id uint32, a netip.Addr) (r Result, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.at(id)
+	if t == nil || !a.IsValid() {
+		return r, false
+	}
+	return f.result(t, a), t.mapped(family(a))
+}
+
+func (f *FIB) result(t *table, a netip.Addr) Result {
 	a = a.WithZone("")
 	var r Result
-	switch {
-	case !a.IsValid():
+	if !a.IsValid() {
 		return r
-	case a.Is4():
-		r.Group = f.t4.Lookup(addr4(a))
-	default:
-		r.Group = f.t6.Lookup(a.As16())
 	}
-	for _, e := range f.rib.Supernets(netip.PrefixFrom(a, a.BitLen())) {
+	r.Group = t.lookup(a)
+	for _, e := range t.rib.Supernets(netip.PrefixFrom(a, a.BitLen())) {
 		best := f.best(e)
 		if best < 0 {
 			continue
@@ -83,7 +107,7 @@ func (f *FIB) Lookup(a netip.Addr) Result {
 		r.Route = f.info(e, best, best).Route
 		break
 	}
-	if e, ok := f.near.Get(netip.PrefixFrom(a, a.BitLen())); ok && e.inst != nil {
+	if e, ok := t.near.Get(netip.PrefixFrom(a, a.BitLen())); ok && e.inst != nil {
 		i := f.best(e)
 		r.Neighbour = i < 0 || e.cands[i].set != e.inst
 	}
@@ -143,6 +167,8 @@ func (f *FIB) Unresolved() []Neighbour {
 
 // Stats are the sizes of the tables.
 type Stats struct {
+	Tables      int // that hold routes or are in use
+	Mapped      int // tables of the hot path, of both families
 	Prefixes    int // that have a route or a neighbour
 	Installed   int // in the hot tables
 	NextHopSets int
@@ -160,13 +186,23 @@ func (f *FIB) Stats() Stats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := Stats{
-		Prefixes: f.rib.Size(), NextHopSets: len(f.sets), Neighbours: len(f.hops),
+		Tables: 1 + len(f.tables), NextHopSets: len(f.sets), Neighbours: len(f.hops),
 		Groups: f.groups.Used(), Adjs: f.adjs.Used(), Buckets: f.runs.used(),
 		Blocks4: f.t4.Blocks().Used(), Nodes6: f.t6.Nodes().Used(), Prefetch: f.t4.Spread(),
 	}
-	for _, e := range f.rib.All() {
-		if e.inst != nil {
-			s.Installed++
+	for _, t := range f.everyTable() {
+		if t != f.bare && t != f.local {
+			s.Prefixes += t.rib.Size()
+			for _, e := range t.rib.All() {
+				if e.inst != nil {
+					s.Installed++
+				}
+			}
+		}
+		for fam := range 2 {
+			if t.mapped(fam) {
+				s.Mapped++
+			}
 		}
 	}
 	return s
@@ -178,6 +214,15 @@ func traceGroup(t *graph.Look) string {
 		return fmt.Sprintf("group %d: %v", g, x)
 	}
 	return fmt.Sprintf("group %d", g)
+}
+
+func traceRPF(flags uint16) func(t *graph.Look) string {
+	return func(t *graph.Look) string {
+		if t.Worker.Tables.Ifaces[t.Vector.In[t.Pos]].Flags&flags == 0 {
+			return "not asked for"
+		}
+		return "the source is reachable"
+	}
 }
 
 func traceAdj(t *graph.Look) string {

@@ -131,7 +131,7 @@ func (s *classify) odd(v *graph.Vector, i uint8) {
 			return
 		}
 		iface = sub
-		v.In[i] = sub
+		v.In[i], v.From = sub, 0
 		s.w.C.Rx[sub].Packets++
 		s.w.C.Rx[sub].Bytes += uint64(m.PktLen)
 	}

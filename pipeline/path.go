@@ -31,6 +31,8 @@ func Default(d Parts) Path {
 			Classify,
 			ip.Check4(),
 			ip.Check6(),
+			fib.RPF4(d.FIB),
+			fib.RPF6(d.FIB),
 			fib.LookupNextHop4(d.FIB),
 			fib.LookupNextHop6(d.FIB),
 			ip.Options4(),

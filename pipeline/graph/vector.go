@@ -107,18 +107,23 @@ func (v *Vector) Join(i uint8) bool {
 // Parked is a packet off the road with the fields that stages share, held until it
 // goes on.
 type Parked struct {
-	L3  uintptr
-	Idx uint32
-	Len uint16
-	In  uint16
-	NH  uint16
-	Adj uint16
+	L3   uintptr
+	Idx  uint32
+	Len  uint16
+	In   uint16
+	NH   uint16
+	Adj  uint16
+	Mark uint32
 }
 
 // Park copies the fields of position i, which the stage then marks with an exit of
 // kind Hold, or takes off its lane.
 func (v *Vector) Park(i uint8) Parked {
-	return Parked{v.L3[i], v.Idx[i], v.Len[i], v.In[i], v.NH[i], v.Adj[i]}
+	p := Parked{v.L3[i], v.Idx[i], v.Len[i], v.In[i], v.NH[i], v.Adj[i], 0}
+	if v.Marks {
+		p.Mark = v.Mark[i]
+	}
+	return p
 }
 
 // Unpark appends a parked packet to the vector and its lane and returns its
@@ -127,7 +132,8 @@ func (v *Vector) Unpark(p Parked) uint8 {
 	i := uint8(v.N)
 	v.N++
 	v.L3[i], v.Idx[i], v.Len[i], v.In[i], v.NH[i], v.Adj[i] = p.L3, p.Idx, p.Len, p.In, p.NH, p.Adj
-	v.Moved, v.Opts = true, true
+	v.Mark[i] = p.Mark
+	v.Moved, v.Opts, v.Marks = true, true, v.Marks || p.Mark != 0
 	v.Join(i)
 	return i
 }
