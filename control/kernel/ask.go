@@ -31,7 +31,7 @@ type asker struct {
 }
 
 func newAsker(log *zap.Logger) (*asker, error) {
-	s, err := open()
+	s, err := open(false)
 	if err != nil {
 		return nil, err
 	}

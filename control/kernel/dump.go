@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"millrace/control/rule"
 )
 
 // Dump is what the kernel has at one moment, as far as the kernel can say.
@@ -12,6 +14,7 @@ type Dump struct {
 	Links  []Link
 	Addrs  []Addr
 	Neighs []Neigh // those whose link-layer address can be used
+	Rules  []rule.Rule
 	// Unsettled: something changed each time that the kernel was asked.
 	Unsettled bool
 }
@@ -24,20 +27,17 @@ type Dumper struct{ s *socket }
 
 // NewDumper opens a dumper in the network namespace of the calling thread.
 func NewDumper() (*Dumper, error) {
-	s, err := open()
+	s, err := open(true)
 	return &Dumper{s}, err
 }
 
 // Close closes the dumper.
 func (r *Dumper) Close() { r.s.close() }
 
-// Read reads everything anew. Routes of the tables that
-// wanted names are given to routes in batches, each key once, as RouteBatch would get them; again is called
+// Read reads everything anew. Routes of tables are given to routes in batches, each key once, as RouteBatch would get them; again is called
 // before they are given once more from the first, because the dump was interrupted.
-func (r *Dumper) Read(wanted func(table uint32) bool, routes func([]Route), again func()) (*Dump, error) {
+func (r *Dumper) Read(tables []uint32, routes func([]Route), again func()) (*Dump, error) {
 	s := r.s
-	// The parsing of routes needs the next-hop objects, and nothing else of a follower.
-	f := &Follower{dumps: s, objects: map[uint32]object{}}
 	d := &Dump{}
 	steady := func(read func() error) error {
 		for try := 1; ; try++ {
@@ -82,7 +82,12 @@ func (r *Dumper) Read(wanted func(table uint32) bool, routes func([]Route), agai
 	}); err != nil {
 		return nil, err
 	}
-	if err := steady(f.dumpObjects); err != nil {
+	// The parsing of routes needs a mirror that knows the next-hop objects, and nothing else of it.
+	x := newMirror(nil)
+	if err := steady(func() (err error) { x.objects, err = readObjects(s); return err }); err != nil {
+		return nil, err
+	}
+	if err := steady(func() (err error) { d.Rules, err = readRules(s); return err }); err != nil {
 		return nil, err
 	}
 	first := true
@@ -91,33 +96,46 @@ func (r *Dumper) Read(wanted func(table uint32) bool, routes func([]Route), agai
 			again()
 		}
 		first = false
-		return f.eachRoute(wanted, routes)
+		return eachRoute(s, &x, tables, routes)
 	})
 	return d, err
 }
 
-// eachRoute dumps routes. Those of one key come behind one another, the one in use first.
-func (f *Follower) eachRoute(wanted func(table uint32) bool, give func([]Route)) error {
+// eachRoute dumps routes, each key once.
+func eachRoute(s *socket, x *mirror, tables []uint32, give func([]Route)) error {
 	batch := make([]Route, 0, batchSize)
-	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		body := make([]byte, unix.SizeofRtMsg)
-		body[0] = family
-		var last RouteKey
-		if err := f.dumps.dump(unix.RTM_GETROUTE, body, func(m message) {
-			r, ok := parseRoute(m.body, f.expand)
-			if !ok || m.typ != unix.RTM_NEWROUTE || !wanted(r.Table) || r.RouteKey == last {
-				return
-			}
-			last = r.RouteKey
-			f.share(&r)
-			if batch = append(batch, r); len(batch) == batchSize {
-				give(batch)
-				batch = batch[:0]
-			}
-		}); err != nil {
-			return err
+	var k key
+	var l []uint32 // the routes of k
+	flush := func(least int) {
+		if len(batch) >= least {
+			give(batch)
+			batch = batch[:0]
 		}
 	}
-	give(batch)
+	next := func() {
+		if len(l) != 0 {
+			batch = append(batch, x.route(k, x.best(l)))
+			flush(batchSize)
+		}
+		l = l[:0]
+	}
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		for _, t := range tables {
+			if err := s.routes(family, t, func(b []byte) {
+				if !x.parse(b) || x.scratch.key.table != t {
+					return
+				}
+				if x.scratch.key != k {
+					next()
+					k = x.scratch.key
+				}
+				l = append(l, x.intern(&x.scratch))
+			}); err != nil {
+				return err
+			}
+			next()
+		}
+	}
+	flush(1)
 	return nil
 }

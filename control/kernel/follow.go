@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -11,12 +12,14 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"millrace/control/rule"
 )
 
 // Options of a Follower.
 type Options struct {
 	Log *zap.Logger // nil for none
-	// Tables are the routing tables to follow; empty for local, main and default.
+	// Tables are routing tables to follow beside those that the kernel uses.
 	Tables []uint32
 	// KeepAlive says which stale neighbours the kernel shall check from time to time:
 	// those that only Millrace sends to, whose replies the kernel does not see. nil for none.
@@ -29,6 +32,8 @@ const (
 	quiet = 20 * time.Millisecond
 	// batchSize is the most route changes reported at once.
 	batchSize = 4096
+	// dumpShare is how many times longer than a dump takes the time between two is.
+	dumpShare = 4
 	// keepAlivePeriod is how often a stale neighbour is checked, and keepAliveMost how
 	// many are in each tenth of that time.
 	keepAlivePeriod = 30 * time.Second
@@ -43,19 +48,22 @@ type Follower struct {
 	events *socket // announcements
 	dumps  *socket
 	asks   *asker
-	tables map[uint32]bool
+	tables map[uint32]bool // in use
+	extra  atomic.Pointer[[]uint32]
 
-	links   map[int]Link
+	links   map[int]Link  // as announced
+	told    map[int]Link  // with what others say about them
+	filters map[int]uint8 // rp_filter by link; netconfAll
 	addrs   map[addrKey]Addr
 	neighs  map[neighKey]Neigh
-	routes  map[RouteKey]*routeSet
-	objects map[uint32]object
+	rules   []rule.Rule
+	mirror
 
-	set     []Route // reported at the next flush
-	del     []RouteKey
-	pending map[RouteKey]struct{} // keys of set and del
-
-	lastHops []NextHop // of the route before: see share
+	rulesDue   bool          // to be read again, because they changed
+	objectsDue bool          // the same of next-hop objects
+	lagging    bool          // announcements may be older than the last dump
+	cost       time.Duration // of the last dump of routes
+	ended      time.Time     // of the last dump of routes
 
 	due     time.Time // of the next dump, zero for none
 	full    bool      // it is to be of everything, not only of routes
@@ -78,23 +86,18 @@ type neighKey struct {
 // New opens a follower in the network namespace of the calling thread.
 func New(sink Sink, o Options) (*Follower, error) {
 	f := &Follower{sink: sink, opt: o, log: o.Log, tables: map[uint32]bool{},
-		links: map[int]Link{}, addrs: map[addrKey]Addr{}, neighs: map[neighKey]Neigh{}, routes: map[RouteKey]*routeSet{},
-		objects: map[uint32]object{}, pending: map[RouteKey]struct{}{}, checked: map[neighKey]time.Time{}}
+		links: map[int]Link{}, told: map[int]Link{}, filters: map[int]uint8{}, addrs: map[addrKey]Addr{}, neighs: map[neighKey]Neigh{},
+		mirror: newMirror(sink.RouteBatch), checked: map[neighKey]time.Time{}}
 	if f.log == nil {
 		f.log = zap.NewNop()
 	}
-	if len(o.Tables) == 0 {
-		o.Tables = []uint32{TableLocal, TableMain, TableDefault}
-	}
-	for _, t := range o.Tables {
-		f.tables[t] = true
-	}
+	f.extra.Store(&o.Tables)
 	var err error
-	if f.events, err = open(unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEXTHOP); err != nil {
+	if f.events, err = open(false, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_NEXTHOP); err != nil {
 		return nil, err
 	}
-	if f.dumps, err = open(); err != nil {
+	if f.dumps, err = open(true); err != nil {
 		f.events.close()
 		return nil, err
 	}
@@ -145,9 +148,12 @@ func (f *Follower) Run(ctx context.Context) error {
 			}
 			b, err = f.events.receive(false, time.Time{})
 		}
-		f.flush()
+		f.settle()
 		switch {
-		case err == nil, errors.Is(err, errEmpty), errors.Is(err, os.ErrDeadlineExceeded):
+		case err == nil:
+		case errors.Is(err, errEmpty):
+			f.lagging = false
+		case errors.Is(err, os.ErrDeadlineExceeded):
 		case errors.Is(err, unix.ENOBUFS):
 			f.log.Warn("announcements of the kernel were lost, reading everything again")
 			f.schedule(true, 0)
@@ -182,7 +188,7 @@ type replay struct{ done chan struct{} }
 
 func (f *Follower) tellAll() {
 	f.flush()
-	for _, l := range byIndex(f.links) {
+	for _, l := range byIndex(f.told) {
 		f.sink.LinkChanged(l)
 	}
 	for _, a := range f.addrs {
@@ -191,18 +197,98 @@ func (f *Follower) tellAll() {
 	for _, n := range f.neighs {
 		f.sink.NeighChanged(n)
 	}
-	for k := range f.routes {
-		f.touch(k)
+	f.sink.RulesChanged(f.rules)
+	for k, s := range f.slots {
+		if s.told != 0 {
+			f.set = append(f.set, f.route(k, s.told))
+			f.send(batchSize)
+		}
 	}
-	f.flush()
+	f.send(1)
 	f.sink.Synced()
 }
 
-// schedule asks for a dump, of routes only or of everything, after a delay.
+// Tables names the routing tables to follow beside those that the kernel uses. It may be called from any goroutine.
+func (f *Follower) Tables(ts []uint32) {
+	f.extra.Store(&ts)
+	_ = f.events.f.SetReadDeadline(time.Unix(1, 0))
+}
+
+// retable works out which tables are in use, forgets what others had, and returns those that are new.
+func (f *Follower) retable() (fresh []uint32) {
+	used := map[uint32]bool{TableLocal: true, TableMain: true, TableDefault: true}
+	for _, t := range *f.extra.Load() {
+		used[t] = true
+	}
+	for i := range f.rules {
+		if t := f.rules[i].Table; t != 0 {
+			used[t] = true
+		}
+	}
+	for _, l := range f.links {
+		if l.Table != 0 {
+			used[l.Table] = true
+		}
+	}
+	if maps.Equal(used, f.tables) {
+		return nil
+	}
+	for t := range used {
+		if !f.tables[t] {
+			fresh = append(fresh, t)
+		}
+	}
+	gone := slices.ContainsFunc(slices.Collect(maps.Keys(f.tables)), func(t uint32) bool { return !used[t] })
+	f.tables = used
+	if gone {
+		for k := range f.slots {
+			if !used[k.table] {
+				f.put(k, nil)
+			}
+		}
+		f.flush()
+	}
+	return fresh
+}
+
+// schedule asks for a dump, of routes only or of everything, after a delay. Dumps that follow one another
+// leave most of the time to announcements.
 func (f *Follower) schedule(full bool, after time.Duration) {
 	f.full = f.full || full
-	if at := time.Now().Add(after); f.due.IsZero() || full && at.Before(f.due) {
+	at, next := time.Now().Add(after), f.ended.Add(dumpShare*f.cost)
+	if full {
+		next = f.ended.Add(f.cost)
+	}
+	if at.Before(next) {
+		at = next
+	}
+	if f.due.IsZero() || full && at.Before(f.due) {
 		f.due = at
+	}
+}
+
+// settle makes routes follow what else changed, and reports.
+func (f *Follower) settle() {
+	if f.objectsDue {
+		f.objectsDue = false
+		if err := f.dumpObjects(); err != nil {
+			f.schedule(true, quiet)
+		}
+	}
+	if f.rulesDue {
+		if err := f.readRules(); err != nil {
+			f.schedule(true, quiet)
+		}
+	}
+	f.apply()
+	f.flush()
+	if f.mark == 0 {
+		return // nothing is known yet
+	}
+	if fresh := f.retable(); len(fresh) != 0 {
+		if err := f.dumpRoutes(fresh); err != nil {
+			f.schedule(false, quiet)
+		}
 	}
 }
 
@@ -230,54 +316,30 @@ func (f *Follower) event(m message) {
 			f.delNeigh(neighKey{n.Index, n.Addr})
 		}
 	case unix.RTM_NEWROUTE:
-		if r, ok := parseRoute(m.body, f.expand); ok && f.tables[r.Table] {
-			f.share(&r)
-			f.addRoute(r, m.flags)
+		if f.parse(m.body) && f.tables[f.scratch.key.table] && f.add(m.flags, f.lagging) {
+			f.schedule(false, quiet)
 		}
 	case unix.RTM_DELROUTE:
-		if r, ok := parseRoute(m.body, f.expand); ok && f.tables[r.Table] {
-			f.removeRoute(r)
+		if f.parse(m.body) && f.tables[f.scratch.key.table] && f.remove() {
+			f.schedule(false, quiet)
+		}
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		f.rulesDue = true
+	case unix.RTM_NEWNETCONF:
+		if i, v, ok := parseNetconf(m.body); ok {
+			f.setFilter(i, v)
 		}
 	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
-		if id, o := parseObject(m.body); m.typ == unix.RTM_NEWNEXTHOP {
-			f.objects[id] = o
+		if id, o := parseObject(m.body); id == 0 {
+		} else if m.typ == unix.RTM_NEWNEXTHOP {
+			f.setObject(id, o)
 		} else {
-			delete(f.objects, id)
-		}
-		f.schedule(false, quiet)
-	}
-}
-
-// share lets a route have its next hops in common with the one before, as most do in a full table. They are
-// never changed in place.
-func (f *Follower) share(r *Route) {
-	if slices.Equal(r.Hops, f.lastHops) {
-		r.Hops = f.lastHops
-	} else {
-		f.lastHops = r.Hops
-	}
-}
-
-// expand is what a next-hop object stands for.
-func (f *Follower) expand(id uint32) (hs []NextHop, blackhole bool) {
-	o := f.objects[id]
-	if len(o.group) == 0 {
-		if o.blackhole {
-			return nil, true
-		}
-		if o.hop.Index == 0 {
-			return nil, false
-		}
-		return []NextHop{o.hop}, false
-	}
-	for _, m := range o.group {
-		h := f.objects[m.id].hop
-		if h.Index != 0 {
-			h.Weight = m.weight
-			hs = append(hs, h)
+			f.delObject(id)
 		}
 	}
-	return hs, len(hs) == 0
+	if len(f.pending) >= batchSize {
+		f.flush()
+	}
 }
 
 func (f *Follower) setLink(l Link) {
@@ -285,17 +347,63 @@ func (f *Follower) setLink(l Link) {
 	if known && old == l {
 		return
 	}
-	f.flush()
 	f.links[l.Index] = l
-	f.sink.LinkChanged(l)
+	if known && old.Up && !l.Up {
+		f.lose4(func(p *Path) bool {
+			return p.Type != Local && len(p.Hops) != 0 && !slices.ContainsFunc(p.Hops, func(h NextHop) bool { return f.links[h.Index].Up })
+		})
+	}
 	if known && (old.Up != l.Up || old.Ready != l.Ready) {
-		f.schedule(false, quiet)
+		f.objectsDue = true
+		if old.Up != l.Up {
+			f.schedule(false, quiet)
+		}
+	}
+	f.tell(l.Index)
+	if l.Kind == "vrf" && (!known || l.Table != old.Table) {
+		f.tellMembers(l.Index)
+	}
+}
+
+// tell reports a link with what others say about it.
+func (f *Follower) tell(index int) {
+	l := f.links[index]
+	if m := f.links[l.Master]; m.Kind == "vrf" && l.Master != 0 {
+		l.Table = m.Table
+	}
+	l.RPFilter = max(f.filters[netconfAll], f.filters[index])
+	if old, known := f.told[index]; known && old == l {
+		return
+	}
+	f.flush()
+	f.told[index] = l
+	f.sink.LinkChanged(l)
+}
+
+func (f *Follower) tellMembers(master int) {
+	for i, l := range f.links {
+		if l.Master == master {
+			f.tell(i)
+		}
+	}
+}
+
+// setFilter takes the reverse-path filter of a link, or of netconfAll.
+func (f *Follower) setFilter(index int, v uint8) {
+	if f.filters[index] == v {
+		return
+	}
+	f.filters[index] = v
+	for i := range f.links {
+		if i == index || index == netconfAll {
+			f.tell(i)
+		}
 	}
 }
 
 // delLink removes a link with all that is on it.
 func (f *Follower) delLink(index int) {
-	l, known := f.links[index]
+	_, known := f.links[index]
 	if !known {
 		return
 	}
@@ -309,14 +417,16 @@ func (f *Follower) delLink(index int) {
 			f.delAddr(k)
 		}
 	}
-	for k, s := range f.routes {
-		if s.drop(index) {
-			f.touch(k)
-		}
-	}
+	f.leave(index)
+	f.apply()
 	f.flush()
+	l := f.told[index]
 	delete(f.links, index)
+	delete(f.told, index)
+	delete(f.filters, index)
 	f.sink.LinkRemoved(l)
+	f.tellMembers(index)
+	f.objectsDue = true
 	f.schedule(false, quiet)
 }
 
@@ -342,7 +452,13 @@ func (f *Follower) delAddr(k addrKey) {
 	f.flush()
 	delete(f.addrs, k)
 	f.sink.AddrRemoved(a)
-	if k.prefix.Addr().Is4() {
+	if ip := k.prefix.Addr(); ip.Is4() {
+		for o := range f.addrs {
+			if o.prefix.Addr() == ip {
+				return // it is the box's still
+			}
+		}
+		f.lose4(func(p *Path) bool { return p.Src == ip && p.Type != Local })
 		f.schedule(false, quiet)
 	}
 }

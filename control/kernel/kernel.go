@@ -1,4 +1,4 @@
-// Package kernel follows the Linux kernel's links, addresses, neighbours and routes by
+// Package kernel follows the Linux kernel's links, addresses, neighbours, rules and routes by
 // rtnetlink, and asks it to resolve neighbours.
 //
 // # Life of a Follower
@@ -7,13 +7,24 @@
 // everything to the Sink and calls its Synced, then reports each change as the kernel announces
 // it, until its context ends.
 //
+// # Tables
+//
+// Followed are the tables that packets can come to: local, main and default, those of VRFs, those that rules
+// name, and those that Options or Tables name.
+//
 // # Where announcements are not enough
 //
 // The follower mirrors what it has reported, so that a dump becomes a list of differences. It
 // dumps again after the socket overflowed (ENOBUFS) or failed, and where the kernel changes
-// routes without a word: links that go up or down, IPv4 addresses that go away, next-hop
-// objects, and announcements that do not say which of several equal routes they mean. Such
-// dumps are put off by a few milliseconds, so that a storm of changes causes one.
+// routes without a word: links that go up or down, IPv4 addresses that go away. What the kernel does then is done here at once, and the dump, put off
+// so that a storm of changes causes few, makes sure. Next-hop objects that change or go change their routes here as there, of
+// which the kernel says nothing or, by its setting nexthop_compat_mode, everything once more. While announcements are read that may be
+// older than the last dump, those that do not say which of several equal routes they mean cause another one.
+//
+// # Memory
+//
+// The mirror has no pointers: a key and three numbers for each route. What routes do (Path) is kept once for all that do
+// the same.
 //
 // # Concurrency
 //
@@ -23,10 +34,10 @@ package kernel
 
 import (
 	"net/netip"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"millrace/control/rule"
 	"millrace/pmd"
 )
 
@@ -42,6 +53,8 @@ type Sink interface {
 	// changed in any field; NeighRemoved when it is gone or can be used no more.
 	NeighChanged(Neigh)
 	NeighRemoved(Neigh)
+	// RulesChanged gives all rules of both families, in the kernel's order, when they are others than before.
+	RulesChanged([]rule.Rule)
 	// RouteBatch sets routes and removes others: first del, then set. A route in set takes the
 	// place of one with the same key.
 	RouteBatch(set []Route, del []RouteKey)
@@ -57,9 +70,13 @@ type Link struct {
 	Type   uint16 // ARPHRD_*
 	MAC    pmd.MAC
 	MTU    int
-	Up     bool // administratively (IFF_UP)
-	Ready  bool // has a carrier and may send (IFF_RUNNING)
-	Master int  // index of the bridge, bond or VRF that it belongs to
+	Up     bool   // administratively (IFF_UP)
+	Ready  bool   // has a carrier and may send (IFF_RUNNING)
+	Master int    // index of the bridge, bond or VRF that it belongs to
+	Table  uint32 // of the VRF that it is or belongs to; 0 for none
+	// RPFilter is what the kernel checks of IPv4 packets' sources, of `all` and of the link the larger: 0 nothing, 1 that the
+	// best way back is this link (strict), 2 that there is one (loose).
+	RPFilter uint8
 
 	// Of a VLAN: the link below it, the tag and the tag's EtherType, 0x8100 or 0x88a8.
 	Parent    int
@@ -112,37 +129,19 @@ const (
 	TableLocal   = unix.RT_TABLE_LOCAL
 )
 
-// RouteKey names a route. Routes for one type of service (TOS, DSCP) only are not reported.
+// RouteKey names a route.
 type RouteKey struct {
 	Dst    netip.Prefix // masked
+	From   netip.Prefix // IPv6: only for packets from there; zero for all
 	Table  uint32
 	Metric uint32
+	TOS    uint8 // IPv4: only for packets of this type of service; 0 for all
 }
 
 // Route is a route. Of several with the same key it is the one that the kernel uses.
 type Route struct {
 	RouteKey
-	Type     RouteType
-	Protocol uint8 // RTPROT_*: who brought it
-	Hops     []NextHop
-	Src      netip.Addr // preferred source, or zero
-	MTU      int        // of the path, 0 where the route sets none
-	Encap    bool       // some next hop encapsulates (MPLS, seg6 ...)
-}
-
-// NextHop is one way that a route may take. It is comparable.
-type NextHop struct {
-	Index  int        // link
-	Via    netip.Addr // gateway; zero for a connected prefix. It may be of the other family (RFC 5549)
-	Weight int        // 1 and more
-	Dead   bool       // its link is down
-	OnLink bool
-	Encap  bool
-}
-
-func (r *Route) equal(o *Route) bool {
-	return r.RouteKey == o.RouteKey && r.Type == o.Type && r.Protocol == o.Protocol && r.Src == o.Src &&
-		r.MTU == o.MTU && r.Encap == o.Encap && slices.Equal(r.Hops, o.Hops)
+	*Path
 }
 
 var protocols = map[uint8]string{

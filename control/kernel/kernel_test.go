@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"millrace/control/rule"
 	"millrace/internal/testnet"
 )
 
@@ -24,6 +25,7 @@ type view struct {
 	addrs   map[Addr]bool
 	neighs  map[netip.Addr]Neigh
 	routes  map[RouteKey]Route
+	rules   []rule.Rule
 	synced  int
 	batches int
 	wrong   []string // calls that contradict earlier ones
@@ -58,8 +60,9 @@ func (v *view) AddrRemoved(a Addr) { v.do(func() { delete(v.addrs, a) }) }
 func (v *view) NeighChanged(n Neigh) {
 	v.do(func() { v.neighs[n.Addr] = n })
 }
-func (v *view) NeighRemoved(n Neigh) { v.do(func() { delete(v.neighs, n.Addr) }) }
-func (v *view) Synced()              { v.do(func() { v.synced++ }) }
+func (v *view) NeighRemoved(n Neigh)       { v.do(func() { delete(v.neighs, n.Addr) }) }
+func (v *view) RulesChanged(r []rule.Rule) { v.do(func() { v.rules = slices.Clone(r) }) }
+func (v *view) Synced()                    { v.do(func() { v.synced++ }) }
 
 func (v *view) RouteBatch(set []Route, del []RouteKey) {
 	v.do(func() {
@@ -101,7 +104,7 @@ func (v *view) wait(t *testing.T, what string, f func() bool) {
 }
 
 func (v *view) route(dst string, metric uint32) (Route, bool) {
-	r, ok := v.routes[RouteKey{netip.MustParsePrefix(dst), TableMain, metric}]
+	r, ok := v.routes[RouteKey{Dst: netip.MustParsePrefix(dst), Table: TableMain, Metric: metric}]
 	return r, ok
 }
 
@@ -226,7 +229,7 @@ func TestAddresses(t *testing.T) {
 			v.addrs[Addr{Index: index, Prefix: netip.MustParsePrefix("10.0.0.1/32"), Peer: netip.MustParsePrefix("10.0.0.2/32")}]
 	})
 	v.wait(t, "their local route", func() bool {
-		r := v.routes[RouteKey{netip.MustParsePrefix("192.0.2.2/32"), TableLocal, 0}]
+		r := v.routes[RouteKey{Dst: netip.MustParsePrefix("192.0.2.2/32"), Table: TableLocal}]
 		return r.Type == Local
 	})
 	ip(t, ns, "address del 192.0.2.1/24 dev a0")
@@ -322,9 +325,6 @@ func TestRoutes(t *testing.T) {
 			if h.Weight != 1 {
 				s += fmt.Sprintf("*%d", h.Weight)
 			}
-			if h.Dead {
-				s += " dead"
-			}
 		}
 		if r.MTU != 0 {
 			s += fmt.Sprintf(" mtu %d", r.MTU)
@@ -369,7 +369,7 @@ func TestRoutes(t *testing.T) {
 		{"nexthop replace id 10 group 1,4/2,9", want{"10.6.0.0/16", 0, "unicast a0>192.0.2.6*4 a1>203.0.113.5*9"}},
 		{"nexthop del id 1", want{"10.6.0.0/16", 0, "unicast a1>203.0.113.5"}},
 		{"nexthop del id 2", want{"10.6.0.0/16", 0, ""}},
-		{"link set a1 down", want{"10.2.0.0/16", 0, "unicast a0>192.0.2.9*3 a1>203.0.113.9 dead"}},
+		{"link set a1 down", want{"10.2.0.0/16", 0, "unicast a0>192.0.2.9*3 a1>203.0.113.9"}},
 		{"link set a0 mtu 1400", want{"203.0.113.0/24", 0, ""}},
 		{"link set a1 up", want{"10.2.0.0/16", 0, "unicast a0>192.0.2.9*3 a1>203.0.113.9"}},
 		{"address del 192.0.2.1/24 dev a0", want{"0.0.0.0/0", 0, ""}},
@@ -489,9 +489,25 @@ func FuzzParse(f *testing.F) {
 		parseLink(b)
 		parseAddr(b)
 		parseNeigh(b)
-		if r, ok := parseRoute(b, func(uint32) ([]NextHop, bool) { return nil, false }); ok && r.Dst != r.Dst.Masked() {
-			t.Errorf("not masked: %v", r.Dst)
+		m := newMirror(func([]Route, []RouteKey) {})
+		if m.parse(b) {
+			if k := m.routeKey(m.scratch.key); !k.Dst.IsValid() || k.Dst != k.Dst.Masked() {
+				t.Errorf("not masked: %v", k.Dst)
+			}
+			m.add(0, false)
+			m.flush()
+			if len(m.slots) != 1 {
+				t.Error("a route that was added is not there")
+			}
+			m.parse(b)
+			m.remove()
+			m.flush()
+			if len(m.slots) != 0 || len(m.by) != 0 {
+				t.Error("a route that was removed is there still")
+			}
 		}
+		parseRule(b)
+		parseNetconf(b)
 		parseObject(b)
 	})
 }

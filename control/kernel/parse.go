@@ -54,6 +54,13 @@ func parseLinkInfo(l *Link, b []byte) {
 			data = v
 		}
 	}
+	if l.Kind == "vrf" {
+		for t, v := range attrs(data) {
+			if t == unix.IFLA_VRF_TABLE {
+				l.Table = u32(v)
+			}
+		}
+	}
 	if l.Kind != "vlan" {
 		return
 	}
@@ -126,16 +133,18 @@ func parseNeigh(b []byte) (n Neigh, usable, ok bool) {
 	return n, usable && mac, n.Addr.IsValid() && !n.Addr.IsMulticast()
 }
 
-// parseRoute reads an rtmsg. hops finds what a next-hop object stands for. ok is false for routes that
-// are not reported.
-func parseRoute(b []byte, hops func(id uint32) (nhs []NextHop, blackhole bool)) (r Route, ok bool) {
+// parseRoute reads an rtmsg into r; false for what is no route to be reported.
+func parseRoute(b []byte, r *parsed) bool {
 	if len(b) < unix.SizeofRtMsg {
-		return r, false
+		return false
 	}
-	family, bits, tos, flags := b[0], int(b[1]), b[3], native.Uint32(b[8:])
-	r.Table, r.Protocol, r.Type = uint32(b[4]), b[5], RouteType(b[7])
-	if _, known := typeNames[r.Type]; !known || flags&unix.RTM_F_CLONED != 0 || tos != 0 || b[2] != 0 {
-		return r, false // also: source-specific (RFC 8519's use is rare), cached
+	family, bits, flags := b[0], int(b[1]), native.Uint32(b[8:])
+	r.key = key{family: family, tos: b[3], table: uint32(b[4])}
+	r.path = Path{Type: RouteType(b[7]), Protocol: b[5], Hops: r.path.Hops[:0]}
+	r.odd = append(r.odd[:0], b[6]) // scope
+	r.from = netip.Prefix{}
+	if _, known := typeNames[r.path.Type]; !known || flags&unix.RTM_F_CLONED != 0 {
+		return false // also: cached
 	}
 	var dst netip.Addr
 	switch family {
@@ -144,62 +153,76 @@ func parseRoute(b []byte, hops func(id uint32) (nhs []NextHop, blackhole bool)) 
 	case unix.AF_INET6:
 		dst = netip.IPv6Unspecified()
 	default:
-		return r, false
+		return false
 	}
-	one := NextHop{Weight: 1}
-	setFlags(&one, flags)
+	one := NextHop{Weight: 1, OnLink: flags&unix.RTNH_F_ONLINK != 0}
 	var multi []byte
-	var id uint32
 	for t, v := range attrs(b[unix.SizeofRtMsg:]) {
 		switch t {
 		case unix.RTA_DST:
 			dst = ipAddr(v)
+		case unix.RTA_SRC:
+			r.from = netip.PrefixFrom(ipAddr(v), int(b[2])).Masked()
 		case unix.RTA_TABLE:
-			r.Table = u32(v)
+			r.key.table = u32(v)
 		case unix.RTA_PRIORITY:
-			r.Metric = u32(v)
+			r.key.metric = u32(v)
 		case unix.RTA_PREFSRC:
-			r.Src = ipAddr(v)
+			r.path.Src = ipAddr(v)
 		case unix.RTA_METRICS:
+			r.odd = append(r.odd, v...)
 			for t, v := range attrs(v) {
-				if t == unix.RTAX_MTU {
-					r.MTU = int(u32(v))
+				switch t {
+				case unix.RTAX_MTU:
+					r.path.MTU = int(u32(v))
+				case unix.RTAX_LOCK:
+					r.path.Locked = u32(v)&(1<<unix.RTAX_MTU) != 0
 				}
+			}
+		case unix.RTA_FLOW:
+			r.odd = append(r.odd, v...)
+		case unix.RTA_PREF:
+			if len(v) == 1 {
+				r.path.Pref = prefOf(v[0])
 			}
 		case unix.RTA_MULTIPATH:
 			multi = v
 		case rtaNhID:
-			id = u32(v)
+			r.path.Object = u32(v)
 		default:
 			hopAttr(&one, t, v)
 		}
 	}
-	r.Dst = netip.PrefixFrom(dst, bits).Masked()
-	if !r.Dst.IsValid() {
-		return r, false
+	p := netip.PrefixFrom(dst, bits).Masked()
+	if !p.IsValid() || p.Addr().Is4() != (family == unix.AF_INET) || b[2] != 0 && !r.from.IsValid() {
+		return false
 	}
+	r.key.addr, r.key.bits = p.Addr().As16(), uint8(bits)
 	switch {
 	case multi != nil:
-		r.Hops = parseHops(multi)
+		r.path.Hops = parseHops(r.path.Hops, multi)
 	case one.Index != 0 || one.Via.IsValid():
-		r.Hops = []NextHop{one}
-	case id != 0:
-		var hole bool
-		if r.Hops, hole = hops(id); hole {
-			r.Type = Blackhole
-		}
+		r.path.Hops = append(r.path.Hops, one)
 	}
-	if r.Type >= Blackhole { // IPv6 names the loopback there
-		r.Hops = nil
+	if r.path.Type >= Blackhole { // IPv6 names the loopback there
+		r.path.Hops = r.path.Hops[:0]
 	}
-	if family == unix.AF_INET6 && len(r.Hops) > 1 {
+	if family == unix.AF_INET6 && len(r.path.Hops) > 1 {
 		// Announced with the one first that changed: put them into an order of their own.
-		slices.SortFunc(r.Hops, func(a, b NextHop) int { return cmp.Or(a.Index-b.Index, a.Via.Compare(b.Via)) })
+		slices.SortFunc(r.path.Hops, func(a, b NextHop) int { return cmp.Or(a.Index-b.Index, a.Via.Compare(b.Via)) })
 	}
-	for _, h := range r.Hops {
-		r.Encap = r.Encap || h.Encap
+	return true
+}
+
+// prefOf is a router preference: two bits with a sign (RFC 4191 2.1), of which -2 is reserved and counts as medium.
+func prefOf(b byte) int8 {
+	switch b & 3 {
+	case 1:
+		return 1
+	case 3:
+		return -1
 	}
-	return r, true
+	return 0
 }
 
 // hopAttr takes an attribute that routes and the next hops of a multipath route share.
@@ -218,20 +241,14 @@ func hopAttr(h *NextHop, t uint16, v []byte) {
 	}
 }
 
-func setFlags(h *NextHop, flags uint32) {
-	h.Dead = flags&unix.RTNH_F_DEAD != 0
-	h.OnLink = flags&unix.RTNH_F_ONLINK != 0
-}
-
-// parseHops reads the rtnexthop list of RTA_MULTIPATH.
-func parseHops(b []byte) (hs []NextHop) {
+// parseHops appends the rtnexthop list of RTA_MULTIPATH.
+func parseHops(hs []NextHop, b []byte) []NextHop {
 	for len(b) >= unix.SizeofRtNexthop {
 		n := int(native.Uint16(b))
 		if n < unix.SizeofRtNexthop || n > len(b) {
 			break
 		}
-		h := NextHop{Index: int(int32(native.Uint32(b[4:]))), Weight: int(b[3]) + 1}
-		setFlags(&h, uint32(b[2]))
+		h := NextHop{Index: int(int32(native.Uint32(b[4:]))), Weight: int(b[3]) + 1, OnLink: b[2]&unix.RTNH_F_ONLINK != 0}
 		for t, v := range attrs(b[unix.SizeofRtNexthop:n]) {
 			if t != unix.RTA_OIF {
 				hopAttr(&h, t, v)
@@ -241,57 +258,6 @@ func parseHops(b []byte) (hs []NextHop) {
 		b = b[min(align(n), len(b)):]
 	}
 	return hs
-}
-
-// object is a next-hop object or group (RTM_NEWNEXTHOP).
-type object struct {
-	hop       NextHop
-	blackhole bool
-	group     []member
-}
-
-type member struct {
-	id     uint32
-	weight int
-}
-
-// linux/rtnetlink.h and linux/nexthop.h.
-const (
-	rtaNhID      = 30
-	sizeofNhMsg  = 8
-	nhaID        = 1
-	nhaGroup     = 2
-	nhaBlackhole = 4
-	nhaOIF       = 5
-	nhaGateway   = 6
-	nhaEncapType = 7
-)
-
-func parseObject(b []byte) (id uint32, o object) {
-	if len(b) < sizeofNhMsg {
-		return 0, o
-	}
-	o.hop.Weight = 1
-	setFlags(&o.hop, native.Uint32(b[4:]))
-	for t, v := range attrs(b[sizeofNhMsg:]) {
-		switch t {
-		case nhaID:
-			id = u32(v)
-		case nhaGroup:
-			for ; len(v) >= 8; v = v[8:] {
-				o.group = append(o.group, member{u32(v), int(v[4]) + 1 + int(v[5])<<8})
-			}
-		case nhaBlackhole:
-			o.blackhole = true
-		case nhaOIF:
-			o.hop.Index = int(u32(v))
-		case nhaGateway:
-			o.hop.Via = ipAddr(v)
-		case nhaEncapType:
-			o.hop.Encap = true
-		}
-	}
-	return id, o
 }
 
 func u32(b []byte) uint32 {
@@ -305,6 +271,31 @@ func ipAddr(b []byte) netip.Addr {
 	a, _ := netip.AddrFromSlice(b)
 	return a
 }
+
+// parseNetconf reads a netconfmsg of IPv4; ok is false where it says nothing of the reverse-path filter.
+func parseNetconf(b []byte) (index int, filter uint8, ok bool) {
+	if len(b) < sizeofNetconf || b[0] != unix.AF_INET {
+		return 0, 0, false
+	}
+	seen := 0
+	for t, v := range attrs(b[sizeofNetconf:]) {
+		switch t {
+		case netconfaIfindex:
+			index, seen = int(int32(u32(v))), seen|1
+		case netconfaRPFilter:
+			filter, seen = uint8(u32(v)), seen|2
+		}
+	}
+	return index, filter, seen == 3
+}
+
+// linux/netconf.h
+const (
+	sizeofNetconf    = 4 // with padding
+	netconfaIfindex  = 1
+	netconfaRPFilter = 3
+	netconfAll       = -1
+)
 
 func text(b []byte) string {
 	for len(b) > 0 && b[len(b)-1] == 0 {

@@ -8,6 +8,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"millrace/control/rule"
 )
 
 // resync dumps what is due and reports the differences from what was reported before. Changes that
@@ -22,11 +24,21 @@ func (f *Follower) resync() {
 	if err == nil && full {
 		err = f.dumpLinks()
 	}
+	if err == nil && full {
+		err = f.readRules()
+	}
 	if err == nil {
-		err = f.dumpRoutes()
+		f.apply()
+		f.flush()
+		f.retable()
+		start := time.Now()
+		err = f.dumpRoutes(slices.Sorted(maps.Keys(f.tables)))
+		f.ended = time.Now()
+		f.cost = f.ended.Sub(start)
 	}
 	if err != nil {
 		f.tries++
+		f.full = f.full || full
 		if !errors.Is(err, errInterrupted) {
 			f.log.Error("reading the kernel's state", zap.Error(err))
 		}
@@ -75,6 +87,15 @@ func (f *Follower) dumpLinks() error {
 	}); err != nil {
 		return err
 	}
+	filters := map[int]uint8{}
+	if err := f.dumps.dump(unix.RTM_GETNETCONF, []byte{unix.AF_INET, 0, 0, 0}, func(m message) {
+		if i, v, ok := parseNetconf(m.body); ok {
+			filters[i] = v
+		}
+	}); err != nil {
+		return err
+	}
+	f.filters = filters
 	for i := range f.links {
 		if _, there := links[i]; !there {
 			f.delLink(i)
@@ -82,6 +103,9 @@ func (f *Follower) dumpLinks() error {
 	}
 	for _, l := range byIndex(links) {
 		f.setLink(l)
+	}
+	for i := range f.links {
+		f.tell(i) // its filter or VRF may be another
 	}
 	known := map[addrKey]bool{}
 	for _, a := range addrs {
@@ -106,58 +130,95 @@ func (f *Follower) dumpLinks() error {
 
 // dumpObjects reads next-hop objects; kernels before 5.3 have none.
 func (f *Follower) dumpObjects() error {
-	objects := map[uint32]object{}
-	err := f.dumps.dump(unix.RTM_GETNEXTHOP, make([]byte, sizeofNhMsg), func(m message) {
-		if m.typ == unix.RTM_NEWNEXTHOP {
-			id, o := parseObject(m.body)
-			objects[id] = o
-		}
-	})
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		return nil
-	}
+	objects, err := readObjects(f.dumps)
 	if err == nil {
-		f.objects = objects
+		f.setObjects(objects)
 	}
 	return err
 }
 
-func (f *Follower) dumpRoutes() error {
-	f.flush()
-	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		body := make([]byte, unix.SizeofRtMsg)
-		body[0] = family
-		err := f.dumps.dump(unix.RTM_GETROUTE, body, func(m message) {
-			r, ok := parseRoute(m.body, f.expand)
-			if !ok || m.typ != unix.RTM_NEWROUTE || !f.tables[r.Table] {
-				return
+func readObjects(s *socket) (map[uint32]object, error) {
+	objects := map[uint32]object{}
+	err := s.dump(unix.RTM_GETNEXTHOP, make([]byte, sizeofNhMsg), func(m message) {
+		if m.typ == unix.RTM_NEWNEXTHOP {
+			if id, o := parseObject(m.body); id != 0 {
+				objects[id] = o
 			}
-			f.share(&r)
-			s := f.routes[r.RouteKey]
-			if s == nil {
-				s = &routeSet{}
-				f.routes[r.RouteKey] = s
-			}
-			s.seen = append(s.seen, r)
-		})
-		for k, s := range f.routes {
-			if k.Dst.Addr().Is4() != (family == unix.AF_INET) {
-				continue
-			}
-			if err == nil && !slices.EqualFunc(s.all, s.seen, func(a, b Route) bool { return a.equal(&b) }) {
-				s.all = s.seen
-				f.touch(k)
-			} else if len(s.all) == 0 {
-				delete(f.routes, k)
-			}
-			s.seen = nil
 		}
-		f.flush()
-		if err != nil {
-			return err
+	})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = nil
+	}
+	return objects, err
+}
+
+// readRules reads the rules anew.
+func (f *Follower) readRules() error {
+	rules, err := readRules(f.dumps)
+	if err != nil {
+		return err
+	}
+	f.rulesDue = false
+	if !slices.Equal(rules, f.rules) {
+		f.rules = rules
+		f.sink.RulesChanged(rules)
+	}
+	return nil
+}
+
+func readRules(s *socket) (rules []rule.Rule, err error) {
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		body := make([]byte, sizeofRuleHdr)
+		body[0] = family
+		if err := s.dump(unix.RTM_GETRULE, body, func(m message) {
+			if r, ok := parseRule(m.body); ok && m.typ == unix.RTM_NEWRULE {
+				rules = append(rules, r)
+			}
+		}); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+			return nil, err
+		}
+	}
+	return rules, nil
+}
+
+// dumpRoutes reads the routes of tables.
+func (f *Follower) dumpRoutes(tables []uint32) error {
+	f.flush()
+	f.mark++
+	f.lagging = true
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		for _, t := range tables {
+			err := f.dumps.routes(family, t, func(b []byte) {
+				if f.parse(b) && f.scratch.key.table == t {
+					f.see()
+				}
+			})
+			if err == nil {
+				f.forget(family, t)
+			}
+			f.flush()
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// routes dumps the routes of a table. What the kernel adds of other tables, where it cannot tell them apart, is
+// for the caller to leave out.
+func (s *socket) routes(family byte, table uint32, f func(body []byte)) error {
+	body := make([]byte, unix.SizeofRtMsg)
+	body[0] = family
+	err := s.dump(unix.RTM_GETROUTE, putAttr(body, unix.RTA_TABLE, native.AppendUint32(nil, table)), func(m message) {
+		if m.typ == unix.RTM_NEWROUTE {
+			f(m.body)
+		}
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return nil // there is no such table
+	}
+	return err
 }
 
 // byIndex puts links in order: a VLAN comes after what it is on.

@@ -1,143 +1,333 @@
 package kernel
 
 import (
+	"cmp"
+	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
-// routeSet is all routes of one key in the kernel's order, of which the first counts. IPv4
-// has several where `ip route append` made them; IPv6 where the same prefix is on several links.
-type routeSet struct {
-	all  []Route
-	seen []Route // while a dump runs
+// key is a RouteKey without pointers: the mirror of a full table is nothing for the collector to look into.
+type key struct {
+	addr   [16]byte // IPv4 mapped into IPv6
+	table  uint32
+	metric uint32
+	from   uint16 // number of RouteKey.From
+	bits   uint8
+	tos    uint8
+	family uint8 // AF_INET or AF_INET6
 }
 
-// drop takes out what leads to a link; true where that changed the set.
-func (s *routeSet) drop(index int) (changed bool) {
-	onLink := func(h NextHop) bool { return h.Index == index }
-	s.all = slices.DeleteFunc(s.all, func(r Route) bool {
-		gone := len(r.Hops) != 0 && !slices.ContainsFunc(r.Hops, func(h NextHop) bool { return !onLink(h) })
-		changed = changed || gone
-		return gone
-	})
-	for i := range s.all {
-		r := &s.all[i]
-		if slices.ContainsFunc(r.Hops, onLink) {
-			r.Hops = slices.DeleteFunc(slices.Clone(r.Hops), onLink)
-			changed = true
+// slot is what the mirror knows of a key.
+type slot struct {
+	path uint32 // of the route in use; 0 for none, until that is reported
+	told uint32 // that was reported; 0 for none
+	mark uint32 // of the last dump that had it
+}
+
+// mirror is all routes of the tables that are followed.
+type mirror struct {
+	paths
+	slots   map[key]slot
+	more    map[key][]uint32 // all paths of keys that have several, in the kernel's order
+	froms   []netip.Prefix   // by number; 0 is none
+	fromIDs map[netip.Prefix]uint16
+	pending map[key]struct{} // whose slot may have another path than was told
+	mark    uint32
+	scratch parsed
+
+	set    []Route // gathered for report
+	del    []RouteKey
+	report func(set []Route, del []RouteKey)
+}
+
+func newMirror(report func(set []Route, del []RouteKey)) mirror {
+	return mirror{report: report, paths: newPaths(), slots: map[key]slot{}, more: map[key][]uint32{}, froms: make([]netip.Prefix, 1),
+		fromIDs: map[netip.Prefix]uint16{{}: 0}, pending: map[key]struct{}{}}
+}
+
+// parse reads a route into scratch.
+func (m *mirror) parse(b []byte) bool {
+	p := &m.scratch
+	if !parseRoute(b, p) {
+		return false
+	}
+	n, known := m.fromIDs[p.from]
+	if !known {
+		if len(m.froms) == 1<<16 {
+			return false
+		}
+		n = uint16(len(m.froms))
+		m.froms = append(m.froms, p.from)
+		m.fromIDs[p.from] = n
+	}
+	p.key.from = n
+	return true
+}
+
+// routeKey is the key as others see it.
+func (m *mirror) routeKey(k key) RouteKey {
+	a := netip.AddrFrom16(k.addr)
+	if k.family == unix.AF_INET {
+		a = a.Unmap()
+	}
+	return RouteKey{Dst: netip.PrefixFrom(a, int(k.bits)), From: m.froms[k.from], Table: k.table, Metric: k.metric, TOS: k.tos}
+}
+
+func (m *mirror) route(k key, path uint32) Route {
+	return Route{RouteKey: m.routeKey(k), Path: m.all[path].Path}
+}
+
+// list is all paths of a key in the kernel's order, as they are after the moves: the caller's to change.
+func (m *mirror) list(k key, buf []uint32) []uint32 {
+	buf = buf[:0]
+	if l, several := m.more[k]; several {
+		buf = append(buf, l...)
+	} else if p := m.slots[k].path; p != 0 {
+		buf = append(buf, p)
+	}
+	if len(m.moved) == 0 {
+		return buf
+	}
+	out := buf[:0]
+	for _, p := range buf {
+		if p = m.now(p); p != 0 && !slices.Contains(out, p) {
+			out = append(out, p)
 		}
 	}
-	return changed
+	return out
 }
 
-// equalCost: IPv6 routes with a gateway are next hops of one multipath route.
-func equalCost(r *Route) bool {
-	return r.Dst.Addr().Is6() && len(r.Hops) != 0 && r.Hops[0].Via.IsValid()
-}
-
-// addRoute takes RTM_NEWROUTE, whose flags say how the route stands to others with its key.
-func (f *Follower) addRoute(r Route, flags uint16) {
-	s := f.routes[r.RouteKey]
-	if s == nil {
-		s = &routeSet{}
-		f.routes[r.RouteKey] = s
+// put stores the paths of a key; no other routes have the key then.
+func (m *mirror) put(k key, l []uint32) {
+	for _, p := range l {
+		m.ref(p)
 	}
+	s, known := m.slots[k]
+	if old, several := m.more[k]; several {
+		for _, p := range old {
+			m.unref(p)
+		}
+		delete(m.more, k)
+	} else if s.path != 0 {
+		m.unref(s.path)
+	}
+	s.path = m.best(l)
+	if len(l) > 1 {
+		m.more[k] = slices.Clone(l)
+	}
+	if known || len(l) != 0 {
+		m.slots[k] = s
+		m.touch(k)
+	}
+}
+
+// best is the path that the kernel takes of several: the first one, and of IPv6 one of the highest preference.
+func (m *mirror) best(l []uint32) uint32 {
+	if len(l) == 0 {
+		return 0
+	}
+	return slices.MaxFunc(l, func(a, b uint32) int { return cmp.Compare(m.all[a].Pref, m.all[b].Pref) })
+}
+
+func (m *mirror) touch(k key) { m.pending[k] = struct{}{} }
+
+// apply makes the routes follow what became of their paths.
+func (m *mirror) apply() {
+	if !m.moves() {
+		return
+	}
+	var buf []uint32
+	for k, s := range m.slots {
+		stale := false
+		if l, several := m.more[k]; several {
+			stale = slices.ContainsFunc(l, func(p uint32) bool { _, x := m.moved[p]; return x })
+		} else {
+			_, stale = m.moved[s.path]
+		}
+		if stale {
+			buf = m.list(k, buf)
+			m.put(k, buf)
+		}
+	}
+	clear(m.moved)
+}
+
+// ecmp: IPv6 routes with a gateway are next hops of one multipath route, but for those of other routers'
+// announcements and of next-hop objects.
+func (m *mirror) ecmp(path uint32) bool {
+	e := &m.all[path]
+	return e.family == unix.AF_INET6 && len(e.Hops) != 0 && e.Hops[0].Via.IsValid() && e.Object == 0 && e.Protocol != unix.RTPROT_RA
+}
+
+// add takes RTM_NEWROUTE for scratch. Its flags say how the route stands to others with its key; unsure is true where
+// they do not say enough, given a mirror that may be newer than the announcement.
+func (m *mirror) add(flags uint16, lagging bool) (unsure bool) {
+	k, p := m.scratch.key, m.intern(&m.scratch)
+	if s := m.slots[k]; s.path == p && m.more[k] == nil {
+		return false
+	}
+	var room [4]uint32
+	l := m.list(k, room[:])
+	if slices.Contains(l, p) {
+		return lagging && len(l) > 1
+	}
+	replace := flags&unix.NLM_F_REPLACE != 0
 	at := -1
 	switch {
-	case len(s.all) == 0:
-	case r.Dst.Addr().Is6():
+	case len(l) == 0:
+	case k.family == unix.AF_INET6:
 		// A multipath route is announced whole. Others are told apart by their link.
-		at = slices.IndexFunc(s.all, func(o Route) bool {
-			if equalCost(&r) || equalCost(&o) {
-				return equalCost(&r) == equalCost(&o)
-			}
-			return flags&unix.NLM_F_REPLACE != 0 || slices.Equal(o.Hops, r.Hops)
+		ecmp := m.ecmp(p)
+		at = slices.IndexFunc(l, func(o uint32) bool {
+			return m.ecmp(o) == ecmp && (ecmp || replace || slices.Equal(m.all[o].Hops, m.all[p].Hops))
 		})
-	default:
-		at = slices.IndexFunc(s.all, func(o Route) bool { return o.equal(&r) })
-		if at < 0 && flags&unix.NLM_F_REPLACE != 0 {
+		if at < 0 && replace {
 			at = 0
 		}
-	}
-	if len(s.all) > 1 || len(s.all) == 1 && at < 0 {
-		// The announcement does not say which one it replaces, and one that is older
-		// than the last dump looks like another route.
-		f.schedule(false, quiet)
+		unsure = replace && len(l) > 1
+	case flags&unix.NLM_F_EXCL != 0:
+		l = l[:0] // there was none; those known are gone without a word
+	case replace:
+		at = 0
+		unsure = len(l) > 1 && lagging
+	default:
+		unsure = lagging
 	}
 	switch {
 	case at >= 0:
-		if s.all[at].equal(&r) {
-			return
-		}
-		s.all[at] = r
-	case flags&unix.NLM_F_APPEND != 0 || r.Dst.Addr().Is6():
-		s.all = append(s.all, r)
+		l[at] = p
+	case flags&unix.NLM_F_APPEND != 0 || k.family == unix.AF_INET6:
+		l = append(l, p)
 	default:
-		s.all = slices.Insert(s.all, 0, r)
+		l = slices.Insert(l, 0, p)
 	}
-	f.touch(r.RouteKey)
+	m.put(k, l)
+	return unsure
 }
 
-// removeRoute takes RTM_DELROUTE. Of an IPv6 multipath route it may name some next hops only.
-func (f *Follower) removeRoute(r Route) {
-	s := f.routes[r.RouteKey]
-	if s == nil {
-		return
+// remove takes RTM_DELROUTE for scratch. Of an IPv6 multipath route it may name some next hops only. unsure is true where the
+// mirror has no such route.
+func (m *mirror) remove() (unsure bool) {
+	k := m.scratch.key
+	var room [4]uint32
+	l := m.list(k, room[:])
+	if len(l) == 0 {
+		return false
 	}
+	p := m.find(&m.scratch)
+	at := slices.Index(l, p)
+	gone := m.scratch.path.Hops
 	same := func(a, b NextHop) bool { return a.Index == b.Index && a.Via == b.Via }
-	at := slices.IndexFunc(s.all, func(o Route) bool {
-		return o.Type == r.Type && slices.EqualFunc(o.Hops, r.Hops, same)
-	})
-	switch {
-	case at >= 0:
-		s.all = slices.Delete(s.all, at, at+1)
-	case equalCost(&r):
-		at = slices.IndexFunc(s.all, func(o Route) bool { return equalCost(&o) })
-		if at < 0 {
-			return
-		}
-		o := &s.all[at]
-		o.Hops = slices.DeleteFunc(slices.Clone(o.Hops), func(h NextHop) bool {
-			return slices.ContainsFunc(r.Hops, func(g NextHop) bool { return same(h, g) })
+	if at < 0 {
+		at = slices.IndexFunc(l, func(o uint32) bool {
+			e := &m.all[o]
+			return e.Type == m.scratch.path.Type && slices.EqualFunc(e.Hops, gone, same)
 		})
-		if len(o.Hops) == 0 {
-			s.all = slices.Delete(s.all, at, at+1)
-		}
-	default:
-		// Not one that is known, such as one whose next hops changed without a word.
-		f.schedule(false, quiet)
-		if len(s.all) != 1 {
-			return
-		}
-		s.all = nil
 	}
-	f.touch(r.RouteKey)
+	if at >= 0 {
+		m.put(k, slices.Delete(l, at, at+1))
+		return false
+	}
+	at = slices.IndexFunc(l, m.ecmp)
+	if at >= 0 && len(gone) != 0 && gone[0].Via.IsValid() {
+		e := &m.all[l[at]]
+		left := m.scratch
+		left.path, left.path.Encap = *e.Path, false
+		left.path.Hops = slices.DeleteFunc(slices.Clone(e.Hops), func(h NextHop) bool {
+			return slices.ContainsFunc(gone, func(g NextHop) bool { return same(h, g) })
+		})
+		if len(left.path.Hops) == 0 {
+			l = slices.Delete(l, at, at+1)
+		} else {
+			l[at] = m.intern(&left)
+		}
+		m.put(k, l)
+		return false
+	}
+	if len(l) == 1 { // not as it is known, such as one whose next hops changed without a word
+		m.put(k, nil)
+	}
+	return true
 }
 
-// touch notes that the first route of a key may have changed.
-func (f *Follower) touch(k RouteKey) {
-	f.pending[k] = struct{}{}
-	if len(f.pending) == batchSize {
-		f.flush()
-	}
-}
-
-// flush reports the pending route changes.
-func (f *Follower) flush() {
-	if len(f.pending) == 0 {
+// see takes a route of a dump, scratch: the first one of a key takes the place of all that are known.
+func (m *mirror) see() {
+	k := m.scratch.key
+	p := m.intern(&m.scratch)
+	s, known := m.slots[k]
+	if !known {
+		m.ref(p)
+		m.slots[k] = slot{path: p, told: p, mark: m.mark}
+		m.set = append(m.set, m.route(k, p))
+		m.send(batchSize)
 		return
 	}
-	for k := range f.pending {
-		if s := f.routes[k]; s != nil && len(s.all) != 0 {
-			f.set = append(f.set, s.all[0])
-		} else {
-			delete(f.routes, k)
-			f.del = append(f.del, k)
+	first := s.mark != m.mark
+	if first && s.path == p && m.more[k] == nil {
+		s.mark = m.mark
+		m.slots[k] = s
+		return
+	}
+	var l []uint32
+	if !first {
+		l = m.list(k, nil)
+	}
+	if !slices.Contains(l, p) { // a dump may have a route twice when others change meanwhile
+		m.put(k, append(l, p))
+	}
+	if first {
+		s = m.slots[k]
+		s.mark = m.mark
+		m.slots[k] = s
+	}
+}
+
+// forget removes the routes of a table that the last dump did not have.
+func (m *mirror) forget(family uint8, table uint32) {
+	for k, s := range m.slots {
+		if k.family == family && k.table == table && s.mark != m.mark {
+			m.put(k, nil)
 		}
 	}
-	clear(f.pending)
-	f.sink.RouteBatch(f.set, f.del)
-	clear(f.set)
-	f.set, f.del = f.set[:0], f.del[:0]
+}
+
+// flush reports what is pending.
+func (m *mirror) flush() {
+	var buf []uint32
+	for k := range m.pending {
+		if len(m.moved) != 0 {
+			buf = m.list(k, buf)
+			m.put(k, buf)
+		}
+		s := m.slots[k]
+		switch {
+		case s.path == 0:
+			delete(m.slots, k)
+			if s.told != 0 {
+				m.del = append(m.del, m.routeKey(k))
+			}
+		case s.path != s.told:
+			m.set = append(m.set, m.route(k, s.path))
+			s.told = s.path
+			m.slots[k] = s
+		}
+		m.send(batchSize)
+	}
+	clear(m.pending)
+	m.send(1)
+	if len(m.moved) == 0 {
+		m.reclaim()
+	}
+}
+
+// send reports what is gathered, where it is as much as least.
+func (m *mirror) send(least int) {
+	if len(m.set)+len(m.del) < least {
+		return
+	}
+	m.report(m.set, m.del)
+	clear(m.set)
+	m.set, m.del = m.set[:0], m.del[:0]
 }

@@ -27,7 +27,8 @@ type socket struct {
 // receiveBuffer is asked of the kernel for announcements: some 100,000 of them.
 const receiveBuffer = 64 << 20
 
-func open(groups ...uint32) (*socket, error) {
+// open opens a socket that hears groups. A strict one has dumps filtered by the kernel.
+func open(strict bool, groups ...uint32) (*socket, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("kernel: netlink socket: %w", err)
@@ -39,6 +40,12 @@ func open(groups ...uint32) (*socket, error) {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
 		// Without CAP_NET_ADMIN: as much as there is.
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+	}
+	if strict {
+		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
+			unix.Close(fd)
+			return nil, fmt.Errorf("kernel: netlink with filters, of Linux 4.20: %w", err)
+		}
 	}
 	for _, g := range groups {
 		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, int(g)); err != nil && g != unix.RTNLGRP_NEXTHOP {
