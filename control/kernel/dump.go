@@ -96,7 +96,7 @@ func (r *Dumper) Read(tables []uint32, routes func([]Route), again func()) (*Dum
 			again()
 		}
 		first = false
-		return eachRoute(s, &x, tables, routes)
+		return eachRoute(s, x, tables, routes)
 	})
 	return d, err
 }

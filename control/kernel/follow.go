@@ -57,7 +57,7 @@ type Follower struct {
 	addrs   map[addrKey]Addr
 	neighs  map[neighKey]Neigh
 	rules   []rule.Rule
-	mirror
+	*mirror
 
 	rulesDue   bool          // to be read again, because they changed
 	objectsDue bool          // the same of next-hop objects

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,13 +38,15 @@ type mirror struct {
 	mark    uint32
 	scratch parsed
 
+	counts [2]atomic.Int64 // routes reported, of IPv4 and IPv6, without those of Special prefixes
+
 	set    []Route // gathered for report
 	del    []RouteKey
 	report func(set []Route, del []RouteKey)
 }
 
-func newMirror(report func(set []Route, del []RouteKey)) mirror {
-	return mirror{report: report, paths: newPaths(), slots: map[key]slot{}, more: map[key][]uint32{}, froms: make([]netip.Prefix, 1),
+func newMirror(report func(set []Route, del []RouteKey)) *mirror {
+	return &mirror{report: report, paths: newPaths(), slots: map[key]slot{}, more: map[key][]uint32{}, froms: make([]netip.Prefix, 1),
 		fromIDs: map[netip.Prefix]uint16{{}: 0}, pending: map[key]struct{}{}}
 }
 
@@ -261,6 +264,7 @@ func (m *mirror) see() {
 		m.ref(p)
 		m.slots[k] = slot{path: p, told: p, mark: m.mark}
 		m.set = append(m.set, m.route(k, p))
+		m.count(k, 1)
 		m.send(batchSize)
 		return
 	}
@@ -307,9 +311,13 @@ func (m *mirror) flush() {
 			delete(m.slots, k)
 			if s.told != 0 {
 				m.del = append(m.del, m.routeKey(k))
+				m.count(k, -1)
 			}
 		case s.path != s.told:
 			m.set = append(m.set, m.route(k, s.path))
+			if s.told == 0 {
+				m.count(k, 1)
+			}
 			s.told = s.path
 			m.slots[k] = s
 		}
@@ -320,6 +328,28 @@ func (m *mirror) flush() {
 	if len(m.moved) == 0 {
 		m.reclaim()
 	}
+}
+
+func (m *mirror) count(k key, n int64) {
+	a := netip.AddrFrom16(k.addr).Unmap()
+	if Special(a) {
+		return
+	}
+	if k.family == unix.AF_INET {
+		m.counts[0].Add(n)
+	} else {
+		m.counts[1].Add(n)
+	}
+}
+
+// Special: routes to addresses there concern the box and its links alone.
+func Special(a netip.Addr) bool {
+	return a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast()
+}
+
+// Routes counts the routes that were reported, without those of Special prefixes. It may be called from any goroutine.
+func (f *Follower) Routes() (v4, v6 int) {
+	return int(f.counts[0].Load()), int(f.counts[1].Load())
 }
 
 // send reports what is gathered, where it is as much as least.

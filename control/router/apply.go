@@ -151,6 +151,7 @@ func (r *Router) apply(c *config.Config) error {
 func (r *Router) change(c *config.Config) error {
 	fresh := c.Kernel.Follow != r.cfg.Kernel.Follow // the kernel has something that was not taken before
 	r.cfg = c
+	clear(r.ways)
 	var errs []error
 	find := func(name string) *config.Port {
 		for i := range c.Ports {

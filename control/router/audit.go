@@ -230,12 +230,16 @@ func (a *auditor) kernel(s *findings, routes *fib.RouteAudit) error {
 	}
 	begin()
 	var unfit []fib.Key
-	d, err := a.dumper.Read(r.followsTable, func(batch []kernel.Route) {
+	d, err := a.dumper.Read([]uint32{kernel.TableLocal, kernel.TableMain}, func(batch []kernel.Route) {
 		s.rep.KernelRoutes += uint64(len(batch))
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		want := make([]fib.Route, 0, len(batch))
 		for i := range batch {
+			if r.unfit(&batch[i].RouteKey) {
+				strayed(foreign, "of some packets only", whyUnfit, batch[i].Dst)
+				continue
+			}
 			x, ok := r.translate(&batch[i])
 			if !ok {
 				unfit = append(unfit, x.Key())
@@ -261,7 +265,11 @@ func (a *auditor) kernel(s *findings, routes *fib.RouteAudit) error {
 		})
 	}
 	for _, f := range foreign {
-		s.note("route", fmt.Sprintf("by %s", f.name), "kernel", plural(f.n, "route", "routes")+" such as "+f.example.String(), "unreachable", f.why)
+		have := "unreachable"
+		if f.why == whyUnfit {
+			have = ""
+		}
+		s.note("route", f.name, "kernel", plural(f.n, "route", "routes")+" such as "+f.example.String(), have, f.why)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -285,7 +293,7 @@ func (r *Router) stray(k *kernel.Route, by map[string]*strays) {
 		return
 	}
 	for _, h := range k.Hops {
-		if h.Dead || r.byIndex[h.Index] != nil && !h.Encap {
+		if r.byIndex[h.Index] != nil && !h.Encap {
 			continue
 		}
 		l := r.known[h.Index]
@@ -293,15 +301,21 @@ func (r *Router) stray(k *kernel.Route, by map[string]*strays) {
 		if h.Encap {
 			why = "the next hop encapsulates, which is not supported: packets for these destinations are answered with unreachable"
 		}
-		name := cmp.Or(l.Name, fmt.Sprint("interface ", h.Index))
-		f := by[name+why]
-		if f == nil {
-			f = &strays{name: name, why: why, example: k.Dst}
-			by[name+why] = f
-		}
-		f.n++
+		strayed(by, "by "+cmp.Or(l.Name, fmt.Sprint("interface ", h.Index)), why, k.Dst)
 	}
 }
+
+func strayed(by map[string]*strays, name, why string, dst netip.Prefix) {
+	f := by[name+why]
+	if f == nil {
+		f = &strays{name: name, why: why, example: dst}
+		by[name+why] = f
+	}
+	f.n++
+}
+
+// whyUnfit is why Router.unfit is true.
+const whyUnfit = "it is for packets of one type of service or source only, which is not supported: these packets take the route of all others"
 
 func plural(n int, one, many string) string {
 	if n == 1 {
@@ -412,8 +426,6 @@ func (r *Router) isStatic(k fib.Key) bool {
 	_, ok := r.static[k]
 	return ok
 }
-
-func (r *Router) followsTable(t uint32) bool { return t == kernel.TableLocal || t == kernel.TableMain }
 
 // whyNot is what is known about a route that should be there.
 func (r *Router) whyNot(x *fib.Route) string {

@@ -50,9 +50,12 @@ func (r *Router) GetStatus(context.Context, *v1.GetStatusRequest) (*v1.Status, e
 		}
 	}
 	s.Workers = uint32(len(r.pipe.Workers()))
-	s.RoutesIpv4, s.RoutesIpv6 = uint64(r.count4), uint64(r.count6)
+	if r.follower != nil {
+		v4, v6 := r.follower.Routes()
+		s.RoutesIpv4, s.RoutesIpv6 = uint64(v4), uint64(v6)
+	}
 	for k := range r.static {
-		if special(k.Prefix) {
+		if kernel.Special(k.Prefix.Addr()) {
 			continue
 		}
 		if k.Prefix.Addr().Is4() {
@@ -91,6 +94,9 @@ func (r *Router) complaints() (why []string) {
 		}
 	}
 	why = append(why, r.waiting...)
+	if n := len(r.odd); n != 0 {
+		why = append(why, fmt.Sprintf("%s of the kernel cannot be followed; see `millrace audit`", plural(n, "route", "routes")))
+	}
 	if r.fibErr != "" {
 		why = append(why, "forwarding table: "+r.fibErr)
 	}
@@ -242,8 +248,11 @@ func (r *Router) ListRoutes(_ context.Context, q *v1.ListRoutesRequest) (*v1.Rou
 // showRoute tells a route; to is the destination asked for, where there was one.
 func (r *Router) showRoute(x *fib.Route, mac map[neighKey]pmd.MAC, to netip.Addr) *v1.Route {
 	o := &v1.Route{Prefix: x.Prefix.String(), Type: x.Type.String(), Metric: x.Metric, Source: r.sourceOf(x)}
-	if k, ok := r.origin[x.Key()]; ok {
-		o.Protocol, o.Table = kernel.ProtocolName(k.protocol), k.table
+	if x.Tag&tagKernel != 0 {
+		o.Protocol, o.Table = kernel.ProtocolName(uint8(x.Tag)), kernel.TableMain
+		if x.Tag&tagLocal != 0 {
+			o.Table = kernel.TableLocal
+		}
 	}
 	for _, h := range x.NextHops {
 		n := &v1.NextHop{Weight: uint32(max(1, h.Weight))}
@@ -265,7 +274,7 @@ func (r *Router) showRoute(x *fib.Route, mac map[neighKey]pmd.MAC, to netip.Addr
 
 // sourceOf names who brought a route. For the FIB the kernel's local table is connected.
 func (r *Router) sourceOf(x *fib.Route) string {
-	if _, ok := r.origin[x.Key()]; ok {
+	if x.Tag&tagKernel != 0 {
 		return "kernel"
 	}
 	return x.Source.String()

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"millrace/control/kernel"
+	"millrace/control/rule"
 	"millrace/fib"
 	"millrace/pipeline/graph"
 	"millrace/pmd"
@@ -221,25 +222,30 @@ func (r sink) RouteBatch(set []kernel.Route, del []kernel.RouteKey) {
 	gone := make([]fib.Key, 0, len(del))
 	before := len(r.locals)
 	grew := false
-	for _, k := range del {
-		key := keyOf(k)
+	for i := range del {
+		k := &del[i]
 		if k.Table == kernel.TableLocal && k.Dst.IsSingleIP() {
 			delete(r.locals, k.Dst.Addr())
 		}
-		gone = append(gone, key)
-		r.setOrigin(key, nil)
+		if r.unfit(k) {
+			delete(r.odd, *k)
+		} else {
+			gone = append(gone, keyOf(k))
+		}
 	}
 	for i := range set {
-		key := keyOf(set[i].RouteKey)
-		x, ok := r.translate(&set[i])
+		k := &set[i]
+		if r.unfit(&k.RouteKey) {
+			r.odd[k.RouteKey] = struct{}{}
+			continue
+		}
+		x, ok := r.translate(k)
 		if !ok {
-			gone = append(gone, key)
-			r.setOrigin(key, nil)
+			gone = append(gone, x.Key())
 			continue
 		}
 		add = append(add, x)
-		r.setOrigin(key, &origin{set[i].Protocol, set[i].Table})
-		if a := x.Prefix.Addr(); set[i].Table == kernel.TableLocal && x.Prefix.IsSingleIP() && x.Type == fib.Local && !r.locals[a] {
+		if a := x.Prefix.Addr(); k.Table == kernel.TableLocal && x.Prefix.IsSingleIP() && x.Type == fib.Local && !r.locals[a] {
 			r.locals[a], grew = true, true
 		}
 	}
@@ -258,28 +264,16 @@ func (r *Router) tellLocal() {
 	}
 }
 
-// special prefixes have routes of the FIB's own that nothing overrides: they are not worth a mention.
-func special(p netip.Prefix) bool {
-	a := p.Addr()
-	return a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast()
+// unfit: the route is one that the FIB cannot have, because it is for some packets to its destination only. Such are
+// counted in odd.
+func (r *Router) unfit(k *kernel.RouteKey) bool {
+	return k.TOS != 0 || k.From.IsValid() || k.Table != kernel.TableLocal && k.Table != kernel.TableMain
 }
 
-// setOrigin remembers or forgets a route of the kernel, and counts them.
-func (r *Router) setOrigin(k fib.Key, o *origin) {
-	n := &r.count6
-	if special(k.Prefix) {
-		n = new(int)
-	} else if k.Prefix.Addr().Is4() {
-		n = &r.count4
-	}
-	if _, there := r.origin[k]; there {
-		*n--
-	}
-	delete(r.origin, k)
-	if o != nil {
-		r.origin[k] = *o
-		*n++
-	}
+func (r sink) RulesChanged(rules []rule.Rule) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.rules = slices.Clone(rules)
 }
 
 func (r sink) Synced() {
@@ -322,7 +316,7 @@ func (r *Router) note(err error) {
 
 // keyOf is the FIB's key of a kernel's route. The local table comes before all else, as
 // in the kernel.
-func keyOf(k kernel.RouteKey) fib.Key {
+func keyOf(k *kernel.RouteKey) fib.Key {
 	src := fib.SourceKernel
 	if k.Table == kernel.TableLocal {
 		src = fib.SourceConnected
@@ -330,43 +324,80 @@ func keyOf(k kernel.RouteKey) fib.Key {
 	return fib.Key{Prefix: k.Dst, Source: src, Metric: k.Metric}
 }
 
+// The tag of a kernel's route in the FIB: tagKernel, tagLocal for the local table, and its protocol.
+const (
+	tagKernel = 1 << 31
+	tagLocal  = 1 << 30
+)
+
 var kernelTypes = map[kernel.RouteType]fib.RouteType{
 	kernel.Local: fib.Local, kernel.Anycast: fib.Local, kernel.Broadcast: fib.Broadcast, kernel.Multicast: fib.Multicast,
 	kernel.Blackhole: fib.Blackhole, kernel.Unreachable: fib.Unreachable, kernel.Prohibit: fib.Prohibit, kernel.Throw: fib.Unreachable,
 }
+
+// way is what the FIB does for a kernel's path.
+type way struct {
+	typ  fib.RouteType
+	hops []fib.NextHop
+	ok   bool // it is to be used
+}
+
+// maxWays bounds the paths whose way is remembered.
+const maxWays = 1 << 16
 
 // translate makes the FIB's route of the kernel's; ok is false for one that is not to be used.
 //
 // A route by links that are not ours, or with an encapsulation, becomes unreachable: its packets must not take a less specific
 // route, and the sender should know.
 func (r *Router) translate(k *kernel.Route) (x fib.Route, ok bool) {
-	key := keyOf(k.RouteKey)
-	x = fib.Route{Prefix: key.Prefix, Source: key.Source, Metric: key.Metric}
+	w, known := r.ways[k.Path]
+	if !known {
+		w = r.wayOf(k)
+		if len(r.ways) >= maxWays {
+			clear(r.ways)
+		}
+		r.ways[k.Path] = w
+	}
+	key := keyOf(&k.RouteKey)
+	x = fib.Route{Table: key.Table, Prefix: key.Prefix, Source: key.Source, Metric: key.Metric, Type: w.typ, NextHops: w.hops, Tag: tagKernel | uint32(k.Protocol)}
+	if k.Table == kernel.TableLocal {
+		x.Tag |= tagLocal
+	}
+	return x, w.ok
+}
+
+func (r *Router) wayOf(k *kernel.Route) way {
+	own := k.Protocol == unix.RTPROT_KERNEL // its addresses and their networks
 	if t, special := kernelTypes[k.Type]; special {
-		x.Type = t
-		return x, r.cfg.Kernel.Follow || key.Source == fib.SourceConnected
+		return way{typ: t, ok: r.cfg.Kernel.Follow || own || k.Table == kernel.TableLocal}
 	}
-	if !r.cfg.Kernel.Follow && (k.Protocol != unix.RTPROT_KERNEL || len(k.Hops) != 1 || k.Hops[0].Via.IsValid()) {
-		return x, false
+	if !r.cfg.Kernel.Follow && !(own && len(k.Hops) == 1 && !k.Hops[0].Via.IsValid()) {
+		return way{}
 	}
-	dead := false
+	w := way{ok: true}
 	for _, h := range k.Hops {
-		i := r.byIndex[h.Index]
-		switch {
-		case h.Dead:
-			dead = true
-		case i == nil || h.Encap:
+		if i := r.byIndex[h.Index]; i == nil || h.Encap {
 			r.tellForeign(h, k.Dst)
-		default:
-			x.NextHops = append(x.NextHops, fib.NextHop{Via: h.Via, Iface: i.id, Weight: h.Weight})
+		} else {
+			w.hops = append(w.hops, fib.NextHop{Via: h.Via, Iface: i.id, Weight: h.Weight, MTU: pathMTU(k.MTU)})
 		}
 	}
-	if len(x.NextHops) != 0 {
-		return x, true
+	if w.hops == nil {
+		w.typ = fib.Unreachable
 	}
-	x.Type = fib.Unreachable
-	return x, !dead
+	return w
 }
+
+// pathMTU is a route's MTU for the FIB: less than any link has is none, as the kernel has it.
+func pathMTU(n int) int {
+	if n < minMTU {
+		return 0
+	}
+	return n
+}
+
+// minMTU is IPv4's least (RFC 791).
+const minMTU = 68
 
 // tellForeign logs once for each link that routes lead to and that Millrace does not have.
 func (r *Router) tellForeign(h kernel.NextHop, dst netip.Prefix) {

@@ -218,6 +218,7 @@ func (r *Router) bind(i *iface, index int) {
 	}
 	i.index = index
 	i.given = nil
+	clear(r.ways)
 	if index != 0 {
 		r.byIndex[index] = i
 	}

@@ -50,6 +50,7 @@ import (
 
 	"millrace/control/config"
 	"millrace/control/kernel"
+	"millrace/control/rule"
 	"millrace/fib"
 	"millrace/fib/mcast"
 	"millrace/internal/clock"
@@ -118,20 +119,15 @@ type Router struct {
 	// replayed is closed when the kernel's state was told anew for ports that apply added; nil otherwise.
 	replayed <-chan struct{}
 
-	apiRoutes      map[fib.Key]config.Route
-	static         map[fib.Key]fib.Route // of configuration and API, as given to the FIB
-	waiting        []string              // static routes that no interface leads to, in words
-	origin         map[fib.Key]origin    // of the kernel's routes
-	fibErr         string                // what did not fit, for people
-	count4, count6 int                   // routes in origin
-	captures       []*sentCapture
-	auditor        auditor
-}
-
-// origin is what the kernel says about a route and the FIB does not keep.
-type origin struct {
-	protocol uint8
-	table    uint32
+	apiRoutes map[fib.Key]config.Route
+	static    map[fib.Key]fib.Route        // of configuration and API, as given to the FIB
+	waiting   []string                     // static routes that no interface leads to, in words
+	fibErr    string                       // what did not fit, for people
+	rules     []rule.Rule                  // of the kernel
+	ways      map[*kernel.Path]way         // of the kernel's paths while byIndex is what it was
+	odd       map[kernel.RouteKey]struct{} // routes of the kernel that the FIB cannot have
+	captures  []*sentCapture
+	auditor   auditor
 }
 
 type neighKey struct {
@@ -150,7 +146,7 @@ func New(cfg *config.Config, o Options) (*Router, error) {
 		asks: make(chan wish, 4096), learned: make(chan lesson, 4096),
 		ids: map[string]uint16{}, ifaces: map[uint16]*iface{}, byIndex: map[int]*iface{}, known: map[int]kernel.Link{}, locals: map[netip.Addr]bool{},
 		neighs: map[neighKey]kernel.Neigh{}, pinned: map[neighKey]pmd.MAC{}, foreign: map[int]bool{},
-		apiRoutes: map[fib.Key]config.Route{}, static: map[fib.Key]fib.Route{}, origin: map[fib.Key]origin{},
+		apiRoutes: map[fib.Key]config.Route{}, static: map[fib.Key]fib.Route{}, ways: map[*kernel.Path]way{}, odd: map[kernel.RouteKey]struct{}{},
 	}
 	r.auditor.r = r
 	return r, cfg.Check()
@@ -354,7 +350,7 @@ func (r *Router) followLocked() error {
 		return nil
 	}
 	f, err := kernel.New(sink{r}, kernel.Options{
-		Log: r.log.Named("kernel"), Tables: []uint32{kernel.TableLocal, kernel.TableMain}, KeepAlive: r.keepAlive,
+		Log: r.log.Named("kernel"), KeepAlive: r.keepAlive,
 	})
 	if err != nil {
 		return err

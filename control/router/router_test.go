@@ -497,8 +497,8 @@ func TestKernelVlans(t *testing.T) {
 	})
 	to := func(index int, dst, via string) {
 		s.NeighChanged(kernel.Neigh{Index: index, Addr: netip.MustParseAddr(via), MAC: mac, State: "reachable"})
-		s.RouteBatch([]kernel.Route{{RouteKey: kernel.RouteKey{Dst: netip.MustParsePrefix(dst), Table: kernel.TableMain}, Type: kernel.Unicast,
-			Hops: []kernel.NextHop{{Index: index, Via: netip.MustParseAddr(via), Weight: 1}}}}, nil)
+		s.RouteBatch([]kernel.Route{{RouteKey: kernel.RouteKey{Dst: netip.MustParsePrefix(dst), Table: kernel.TableMain}, Path: &kernel.Path{Type: kernel.Unicast,
+			Hops: []kernel.NextHop{{Index: index, Via: netip.MustParseAddr(via), Weight: 1}}}}}, nil)
 	}
 	to(1000, "10.7.0.0/16", "10.7.0.2")
 	to(1002, "10.30.0.0/16", "10.30.0.2")
