@@ -70,13 +70,15 @@ func (m *mirror) parse(b []byte) bool {
 }
 
 // routeKey is the key as others see it.
-func (m *mirror) routeKey(k key) RouteKey {
+func (k key) routeKey(from netip.Prefix) RouteKey {
 	a := netip.AddrFrom16(k.addr)
 	if k.family == unix.AF_INET {
 		a = a.Unmap()
 	}
-	return RouteKey{Dst: netip.PrefixFrom(a, int(k.bits)), From: m.froms[k.from], Table: k.table, Metric: k.metric, TOS: k.tos}
+	return RouteKey{Dst: netip.PrefixFrom(a, int(k.bits)), From: from, Table: k.table, Metric: k.metric, TOS: k.tos}
 }
+
+func (m *mirror) routeKey(k key) RouteKey { return k.routeKey(m.froms[k.from]) }
 
 func (m *mirror) route(k key, path uint32) Route {
 	return Route{RouteKey: m.routeKey(k), Path: m.all[path].Path}

@@ -6,7 +6,20 @@ package kernel
 // reported: cached ones, and those for one type of service or source only. The body may be anything;
 // attributes behind a malformed one are not seen.
 func ParseRoute(body []byte, hops func(id uint32) (nhs []NextHop, blackhole bool)) (r Route, ok bool) {
-	return parseRoute(body, hops)
+	var p parsed
+	if !parseRoute(body, &p) || p.key.tos != 0 || p.from.IsValid() {
+		return r, false
+	}
+	if p.path.Object != 0 && len(p.path.Hops) == 0 && p.path.Type < Blackhole {
+		var hole bool
+		if p.path.Hops, hole = hops(p.path.Object); hole {
+			p.path.Type, p.path.Hops = Blackhole, nil
+		}
+	}
+	for _, h := range p.path.Hops {
+		p.path.Encap = p.path.Encap || h.Encap
+	}
+	return Route{p.key.routeKey(p.from), &p.path}, true
 }
 
 // Object is a next-hop object: a next hop, a blackhole, or a group of other objects.
