@@ -147,6 +147,7 @@ func pair(t *testing.T) (r, peer *testnet.NS) {
 }
 
 func TestLinks(t *testing.T) {
+	t.Parallel()
 	ns, _ := pair(t)
 	v, _ := follow(t, ns, Options{})
 	v.wait(t, "a0", func() bool { l := v.links["a0"]; return l.Up && l.Ready && l.Kind == "veth" && l.MTU == 1500 })
@@ -175,6 +176,7 @@ func TestLinks(t *testing.T) {
 }
 
 func TestVLANs(t *testing.T) {
+	t.Parallel()
 	ns, _ := pair(t)
 	if out, err := ns.Command("ip", strings.Fields("link add link a0 name a0.7 type vlan id 7")...).CombinedOutput(); err != nil {
 		t.Skipf("no VLANs in this kernel: %s", out)
@@ -211,6 +213,7 @@ func TestParseVLAN(t *testing.T) {
 }
 
 func TestAddresses(t *testing.T) {
+	t.Parallel()
 	ns, _ := pair(t)
 	ip(t, ns, "address add 192.0.2.1/24 dev a0")
 	v, _ := follow(t, ns, Options{})
@@ -242,6 +245,7 @@ func TestAddresses(t *testing.T) {
 }
 
 func TestNeighbours(t *testing.T) {
+	t.Parallel()
 	ns, peer := pair(t)
 	ip(t, ns, "address add 192.0.2.1/24 dev a0")
 	ip(t, ns, "address add 2001:db8::1/64 dev a0")
@@ -299,6 +303,7 @@ func TestNeighbours(t *testing.T) {
 
 // TestRoutes: each command, and what must be there afterwards. "" is no route.
 func TestRoutes(t *testing.T) {
+	t.Parallel()
 	ns, _ := pair(t)
 	for _, c := range []string{"address add 192.0.2.1/24 dev a0", "address add 203.0.113.1/24 dev a1", "address add 2001:db8::1/64 dev a0",
 		"address add 2001:db8:1::1/64 dev a1"} {
@@ -386,6 +391,7 @@ func TestRoutes(t *testing.T) {
 
 // TestReplay: a sink that forgot everything is told again.
 func TestReplay(t *testing.T) {
+	t.Parallel()
 	ns, _ := pair(t)
 	ip(t, ns, "address add 192.0.2.1/24 dev a0")
 	ip(t, ns, "route add 10.1.0.0/16 via 192.0.2.9")
@@ -435,6 +441,7 @@ func (v *view) countVia(via string) (n int) {
 }
 
 func TestManyRoutes(t *testing.T) {
+	t.Parallel()
 	ns, _ := pair(t)
 	ip(t, ns, "address add 192.0.2.1/24 dev a0")
 	v, _ := follow(t, ns, Options{})
@@ -449,6 +456,7 @@ func TestManyRoutes(t *testing.T) {
 }
 
 func TestOverflow(t *testing.T) {
+	t.Parallel()
 	ns, _ := pair(t)
 	ip(t, ns, "address add 192.0.2.1/24 dev a0")
 	v := newView()

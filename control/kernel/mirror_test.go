@@ -160,6 +160,7 @@ func (v *view) same(t *testing.T, ns *testnet.NS, tables map[string]bool, what s
 
 // TestMirror: whatever happens, in bursts, the mirror comes to be what `ip route` says.
 func TestMirror(t *testing.T) {
+	t.Parallel()
 	ns, _ := pair(t)
 	addrs := []string{"address add 192.0.2.1/24 dev a0", "address add 203.0.113.1/24 dev a1", "address add 2001:db8::1/64 dev a0 nodad",
 		"address add 2001:db8:1::1/64 dev a1 nodad"}
@@ -239,6 +240,7 @@ func TestMirror(t *testing.T) {
 
 // TestTables: a table comes into use by a rule or by name, and goes out of it.
 func TestTables(t *testing.T) {
+	t.Parallel()
 	ns, _ := pair(t)
 	ip(t, ns, "address add 192.0.2.1/24 dev a0")
 	ip(t, ns, "route add 10.0.0.0/8 via 192.0.2.9 table 100")
@@ -268,6 +270,7 @@ func TestTables(t *testing.T) {
 
 // TestRules: rules are told as `ip rule` tells them.
 func TestRules(t *testing.T) {
+	t.Parallel()
 	ns, _ := pair(t)
 	v, _ := follow(t, ns, Options{})
 	v.wait(t, "the standard rules", func() bool {
@@ -338,6 +341,7 @@ func TestParseRule(t *testing.T) {
 
 // TestRPFilter: what the kernel checks is the larger of all's and the link's.
 func TestRPFilter(t *testing.T) {
+	t.Parallel()
 	ns, _ := pair(t)
 	set := func(name string, n int) {
 		t.Helper()
@@ -420,6 +424,7 @@ func TestVRF(t *testing.T) {
 
 // TestFlapping: links that flap under many routes, next-hop groups deleted before their routes.
 func TestFlapping(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("ip"); err != nil || testing.Short() {
 		t.Skip("takes seconds")
 	}
