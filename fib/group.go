@@ -9,6 +9,7 @@ import (
 	"unsafe" // a group's first 64 bits stored as one word
 
 	"millrace/internal/mem"
+	"millrace/packet"
 	"millrace/pipeline/graph"
 )
 
@@ -349,4 +350,11 @@ func (f *FIB) Target(group uint16, dst netip.Addr) (iface uint16, nextHop netip.
 		return t.iface, dst, true
 	}
 	return t.iface, t.via, true
+}
+
+// SetHash says by what of a packet the next-hop groups tell flows apart, from the next vector on:
+// flows may change their ways. A seed of 0 stands for packet.FlowSeed.
+func (f *FIB) SetHash(h packet.Hasher) {
+	h.Seed = cmp.Or(h.Seed, packet.FlowSeed)
+	f.t.Hash.Store(&h)
 }

@@ -46,125 +46,29 @@ func (s hopper) groups() *[graph.MaxGroups]graph.Group {
 	return (*[graph.MaxGroups]graph.Group)(s.w.Tables.Groups)
 }
 
-// lane follows the groups of a lane and returns its new length. Most vectors hold
-// nothing odd and are done after one short loop.
-func (s hopper) lane(v *graph.Vector, lane *[graph.VectorSize]uint8, n int) int {
-	groups := s.groups()
-	all := uint64(0)
-	for j := 0; j < n; j++ {
-		i := lane[uint8(j)]
-		w := groupWord(groups, v.NH[i])
-		v.Adj[i] = uint16(w)
-		all |= w
+// piece is how many bytes from the L3 header of position i on lie in the first segment.
+func piece(v *graph.Vector, base unsafe.Pointer, i uint8) uint16 {
+	m := (*packet.Mbuf)(unsafe.Add(base, uintptr(v.Idx[i])<<6))
+	if uint32(m.DataLen) == m.PktLen {
+		return v.Len[i]
 	}
-	v.NOdd = 0
-	if all>>16 != 0 {
-		n = s.sift(v, lane, n)
-	}
-	return n
-}
-
-// sift sets aside in v.Odd what does not lead to one adjacency, and returns the new
-// length of the lane.
-func (s hopper) sift(v *graph.Vector, lane *[graph.VectorSize]uint8, n int) int {
-	groups := s.groups()
-	k, x := 0, 0
-	for j := 0; j < n; j++ {
-		i := lane[uint8(j)]
-		w := groupWord(groups, v.NH[i])
-		v.Adj[i] = uint16(w) // the group may have changed since
-		if w>>16 != 0 {
-			v.Odd[uint8(x)] = i
-			x++
-			continue
-		}
-		lane[uint8(k)] = i
-		k++
-	}
-	v.NOdd = x
-	return k
-}
-
-// exits marks the packets in v.Odd that leave, puts those whose group has come to have one adjacency in the meantime on
-// the lane, and keeps those with several next hops in v.Odd, with the group's Mask in Adj. It
-// returns the new length of the lane.
-func (s hopper) exits(v *graph.Vector, lane *[graph.VectorSize]uint8, n int) int {
-	groups := s.groups()
-	k := 0
-	for j, x := 0, v.NOdd; j < x; j++ {
-		i := v.Odd[uint8(j)]
-		w := groupWord(groups, v.NH[i])
-		if why := graph.Reason(w >> 16); why != 0 {
-			v.Exit(i, why)
-			continue
-		}
-		if mask := uint16(w >> 32); mask != 0 {
-			v.Adj[i] = mask
-			v.Odd[uint8(k)] = i
-			k++
-			continue
-		}
-		v.Adj[i] = uint16(w)
-		lane[uint8(n)] = i
-		n++
-	}
-	v.NOdd = k
-	return n
-}
-
-// pick is the adjacency of a flow in a group of several next hops. The place and size of the group's
-// buckets are the same as long as any worker may lead packets there.
-func (s hopper) pick(g, mask uint16, hash uint32) uint16 {
-	at := s.w.Tables.Groups[g&(graph.MaxGroups-1)].At
-	return s.w.Tables.Buckets[(at+hash&uint32(mask))&(graph.MaxBuckets-1)]
-}
-
-// piece is how many bytes from the L3 header on lie in the first segment.
-func piece(v *graph.Vector, i uint8) uint16 {
-	m := packet.At(v.Idx[i])
-	end := m.BufAddr + uintptr(m.DataOff) + uintptr(m.DataLen) - uintptr(packet.Base())
-	return uint16(min(end-v.L3[i], uintptr(v.Len[i])))
+	return min(v.Len[i], uint16(m.BufAddr-uintptr(base)-v.L3[i])+m.DataOff+m.DataLen)
 }
 
 type nexthop4 struct{ hopper }
 
+// Run: most vectors hold nothing but groups of one adjacency and are done after one short loop.
 func (s *nexthop4) Run(v *graph.Vector) {
-	v.N4 = s.lane(v, &v.Lane4, v.N4)
-	if v.NOdd != 0 {
-		s.odd4(v)
+	groups, n := s.groups(), v.N4
+	all := uint64(0)
+	for j := 0; j < n; j++ {
+		i := v.Lane4[uint8(j)]
+		w := groupWord(groups, v.NH[i])
+		v.Adj[i] = uint16(w)
+		all |= w
 	}
-}
-
-// odd4 judges IPv4 packets set aside: they leave, or go the way of their flow.
-func (s hopper) odd4(v *graph.Vector) {
-	v.N4 = s.exits(v, &v.Lane4, v.N4)
-	for j, n := 0, v.NOdd; j < n; j++ {
-		i := v.Odd[uint8(j)]
-		p := unsafe.Add(s.w.Base, v.L3[i])
-		v.Adj[i] = s.pick(v.NH[i], v.Adj[i], packet.FlowHash4(p, piece(v, i)))
-		v.Lane4[uint8(v.N4)] = i
-		v.N4++
-	}
-}
-
-type nexthop6 struct{ hopper }
-
-func (s *nexthop6) Run(v *graph.Vector) {
-	v.N6 = s.lane(v, &v.Lane6, v.N6)
-	if v.NOdd != 0 {
-		s.odd6(v)
-	}
-}
-
-// odd6 is odd4 for IPv6 packets.
-func (s hopper) odd6(v *graph.Vector) {
-	v.N6 = s.exits(v, &v.Lane6, v.N6)
-	for j, n := 0, v.NOdd; j < n; j++ {
-		i := v.Odd[uint8(j)]
-		p := unsafe.Add(s.w.Base, v.L3[i])
-		v.Adj[i] = s.pick(v.NH[i], v.Adj[i], packet.FlowHash6(p, piece(v, i)))
-		v.Lane6[uint8(v.N6)] = i
-		v.N6++
+	if all>>16 != 0 {
+		s.rest4(v)
 	}
 }
 
@@ -179,12 +83,62 @@ func (s hopper) found4(v *graph.Vector, out *[graph.VectorSize]uint16) {
 		v.NH[i], v.Adj[i] = e, uint16(w)
 	}
 	if all>>16 != 0 {
-		v.N4 = s.sift(v, &v.Lane4, n)
-		s.odd4(v)
+		s.rest4(v)
 	}
 }
 
-// found6 follows the groups in out, which a lookup gave for the IPv6 lane.
+// rest4 follows the groups of the IPv4 lane where some lead to several adjacencies or to a reason
+// to leave. Groups may have changed since they were looked at: each is judged by one load.
+// The place and size of a group's buckets stay the same as long as any worker may lead packets there.
+func (s hopper) rest4(v *graph.Vector) {
+	t := s.w.Tables
+	h := t.Hash.Load()
+	if h.Fields != packet.HashL4 || h.Symmetric {
+		s.chosen4(v, h)
+		return
+	}
+	groups, buckets, seed, base := s.groups(), (*[graph.MaxBuckets]uint16)(t.Buckets), h.Seed, s.w.Base
+	k, x := 0, 0
+	for j, n := 0, v.N4; j < n; j++ {
+		i := v.Lane4[uint8(j)]
+		g := &groups[v.NH[i]&(graph.MaxGroups-1)]
+		w := *(*uint64)(unsafe.Pointer(g))
+		if why := uint16(w >> 16); why != 0 {
+			v.Adj[i], v.Odd[uint8(x)] = why, i
+			x++
+			continue
+		}
+		v.Lane4[uint8(k)] = i
+		k++
+		adj := uint16(w)
+		if mask := uint32(w >> 32); mask != 0 {
+			p := unsafe.Add(base, v.L3[i])
+			hash := packet.MixBy(seed, *(*uint64)(unsafe.Add(p, 12)), packet.Ports4(p, piece(v, base, i)))
+			adj = buckets[(g.At+hash&mask)&(graph.MaxBuckets-1)]
+		}
+		v.Adj[i] = adj
+	}
+	v.N4 = k
+	leave(v, x)
+}
+
+type nexthop6 struct{ hopper }
+
+func (s *nexthop6) Run(v *graph.Vector) {
+	groups, n := s.groups(), v.N6
+	all := uint64(0)
+	for j := 0; j < n; j++ {
+		i := v.Lane6[uint8(j)]
+		w := groupWord(groups, v.NH[i])
+		v.Adj[i] = uint16(w)
+		all |= w
+	}
+	if all>>16 != 0 {
+		s.rest6(v)
+	}
+}
+
+// found6 is found4 for the IPv6 lane.
 func (s hopper) found6(v *graph.Vector, out *[graph.VectorSize]uint16) {
 	groups, n := s.groups(), v.N6
 	all := uint64(0)
@@ -195,7 +149,97 @@ func (s hopper) found6(v *graph.Vector, out *[graph.VectorSize]uint16) {
 		v.NH[i], v.Adj[i] = e, uint16(w)
 	}
 	if all>>16 != 0 {
-		v.N6 = s.sift(v, &v.Lane6, n)
-		s.odd6(v)
+		s.rest6(v)
 	}
+}
+
+// rest6 is rest4 for the IPv6 lane.
+func (s hopper) rest6(v *graph.Vector) {
+	t := s.w.Tables
+	h := t.Hash.Load()
+	if h.Fields != packet.HashL4 || h.Symmetric {
+		s.chosen6(v, h)
+		return
+	}
+	groups, buckets, seed, base := s.groups(), (*[graph.MaxBuckets]uint16)(t.Buckets), h.Seed, s.w.Base
+	k, x := 0, 0
+	for j, n := 0, v.N6; j < n; j++ {
+		i := v.Lane6[uint8(j)]
+		g := &groups[v.NH[i]&(graph.MaxGroups-1)]
+		w := *(*uint64)(unsafe.Pointer(g))
+		if why := uint16(w >> 16); why != 0 {
+			v.Adj[i], v.Odd[uint8(x)] = why, i
+			x++
+			continue
+		}
+		v.Lane6[uint8(k)] = i
+		k++
+		adj := uint16(w)
+		if mask := uint32(w >> 32); mask != 0 {
+			p := unsafe.Add(base, v.L3[i])
+			hash := packet.Mix6(seed, p, packet.Ports6(p, piece(v, base, i)))
+			adj = buckets[(g.At+hash&mask)&(graph.MaxBuckets-1)]
+		}
+		v.Adj[i] = adj
+	}
+	v.N6 = k
+	leave(v, x)
+}
+
+// leave lets the first n packets in v.Odd leave for the reasons in Adj.
+func leave(v *graph.Vector, n int) {
+	for j := 0; j < n; j++ {
+		i := v.Odd[uint8(j)]
+		v.Exit(i, graph.Reason(v.Adj[i]))
+	}
+}
+
+// chosen4 is rest4 by a hash that the operator chose.
+func (s hopper) chosen4(v *graph.Vector, h *packet.Hasher) {
+	k, x := 0, 0
+	for j, n := 0, v.N4; j < n; j++ {
+		i := v.Lane4[uint8(j)]
+		w := groupWord(s.groups(), v.NH[i])
+		if why := uint16(w >> 16); why != 0 {
+			v.Adj[i], v.Odd[uint8(x)] = why, i
+			x++
+			continue
+		}
+		v.Lane4[uint8(k)] = i
+		k++
+		v.Adj[i] = uint16(w)
+		if mask := uint16(w >> 32); mask != 0 {
+			v.Adj[i] = s.pick(v.NH[i], mask, h.Hash4(unsafe.Add(s.w.Base, v.L3[i]), piece(v, s.w.Base, i)))
+		}
+	}
+	v.N4 = k
+	leave(v, x)
+}
+
+// chosen6 is chosen4 for the IPv6 lane.
+func (s hopper) chosen6(v *graph.Vector, h *packet.Hasher) {
+	k, x := 0, 0
+	for j, n := 0, v.N6; j < n; j++ {
+		i := v.Lane6[uint8(j)]
+		w := groupWord(s.groups(), v.NH[i])
+		if why := uint16(w >> 16); why != 0 {
+			v.Adj[i], v.Odd[uint8(x)] = why, i
+			x++
+			continue
+		}
+		v.Lane6[uint8(k)] = i
+		k++
+		v.Adj[i] = uint16(w)
+		if mask := uint16(w >> 32); mask != 0 {
+			v.Adj[i] = s.pick(v.NH[i], mask, h.Hash6(unsafe.Add(s.w.Base, v.L3[i]), piece(v, s.w.Base, i)))
+		}
+	}
+	v.N6 = k
+	leave(v, x)
+}
+
+// pick is the adjacency of a flow in a group of several next hops.
+func (s hopper) pick(g, mask uint16, hash uint32) uint16 {
+	at := s.w.Tables.Groups[g&(graph.MaxGroups-1)].At
+	return s.w.Tables.Buckets[(at+hash&uint32(mask))&(graph.MaxBuckets-1)]
 }

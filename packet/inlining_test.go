@@ -22,7 +22,7 @@ func TestInlined(t *testing.T) {
 	}
 	for _, f := range []string{
 		"At", "(*Mbuf).Index", "(*Mbuf).Data", "(*Mbuf).Bytes", "(*Mbuf).NextSeg", "(*Mbuf).SetNext", "(*Mbuf).Shared", "(*Mbuf).TailSpace",
-		"Fold", "Add", "Update16", "Update32", "Pseudo4", "Mix", "Mix6", "Ports4", "Ports6",
+		"Fold", "Add", "Update16", "Update32", "Pseudo4", "Mix", "MixBy", "Mix6", "Ports4", "Ports6",
 		"IPv4.HeaderLen", "IPv4.Dst", "IPv6.Label", "Ethernet.Type",
 	} {
 		if !can[f] {

@@ -318,10 +318,10 @@ func TestFlowHashSpread(t *testing.T) {
 	v4, v6 := make([]byte, 28), make([]byte, 48)
 	IPv4(v4).Init([4]byte{10, 0, 0, 1}, [4]byte{10, 1, 0, 1}, ProtoTCP, 28)
 	IPv6(v6).Init([16]byte{0x20, 1, 0xd, 0xb8, 15: 1}, [16]byte{0x20, 1, 0xd, 0xb8, 1, 15: 1}, ProtoTCP, 8)
-	h4 := func() uint32 { return FlowHash4(unsafe.Pointer(&v4[0]), 28) }
-	h6 := func() uint32 { return FlowHash6(unsafe.Pointer(&v6[0]), 48) }
-	s4 := func() uint32 { return SymHash4(unsafe.Pointer(&v4[0]), 28) }
-	s6 := func() uint32 { return SymHash6(unsafe.Pointer(&v6[0]), 48) }
+	h4 := func() uint32 { return FlowHash4(FlowSeed, unsafe.Pointer(&v4[0]), 28) }
+	h6 := func() uint32 { return FlowHash6(FlowSeed, unsafe.Pointer(&v6[0]), 48) }
+	s4 := func() uint32 { return SymHash4(FlowSeed, unsafe.Pointer(&v4[0]), 28) }
+	s6 := func() uint32 { return SymHash6(FlowSeed, unsafe.Pointer(&v6[0]), 48) }
 	for _, c := range []struct {
 		name string
 		hash func() uint32
@@ -370,15 +370,15 @@ func TestFlowHashSees(t *testing.T) {
 		v4[0], v4[9] = 0x45, []byte{6, 17, 1, 47, 50, 132}[r.IntN(6)]
 		put16(v4[6:], []uint16{0, IPv4DF, IPv4MF, 5}[r.IntN(4)])
 		p := unsafe.Pointer(&v4[0])
-		before, sym := FlowHash4(p, 28), SymHash4(p, 28)
-		ports := ported(v4[9]) != 0 && !IPv4(v4).IsFragment()
+		before, sym := FlowHash4(FlowSeed, p, 28), SymHash4(FlowSeed, p, 28)
+		ports := portMask[v4[9]] != 0 && !IPv4(v4).IsFragment()
 		for i := range v4 {
 			v4[i] ^= 0x10
 			if i == 0 || i == 6 || i == 7 || i == 9 {
 				v4[i] ^= 0x10
 				continue
 			}
-			seen := FlowHash4(p, 28) != before
+			seen := FlowHash4(FlowSeed, p, 28) != before
 			if want := i >= 12 && i < 20 || ports && i >= 20 && i < 24; seen != want {
 				t.Fatalf("byte %d of %x changes the hash: %v, want %v", i, v4, seen, want)
 			}
@@ -391,7 +391,7 @@ func TestFlowHashSees(t *testing.T) {
 			copy(w[20:], v4[22:24])
 			copy(w[22:], v4[20:22])
 		}
-		if SymHash4(unsafe.Pointer(&w[0]), 28) != sym {
+		if SymHash4(FlowSeed, unsafe.Pointer(&w[0]), 28) != sym {
 			t.Fatalf("SymHash4 of %x depends on the direction", v4)
 		}
 
@@ -401,21 +401,21 @@ func TestFlowHashSees(t *testing.T) {
 			IPv6(v6).SetLabel(0)
 		}
 		p = unsafe.Pointer(&v6[0])
-		before, sym = FlowHash6(p, 48), SymHash6(p, 48)
+		before, sym = FlowHash6(FlowSeed, p, 48), SymHash6(FlowSeed, p, 48)
 		labelled := IPv6(v6).Label() != 0
 		for i := range v6 {
 			if i <= 3 || i == 6 {
 				continue
 			}
 			v6[i] ^= 0x10
-			seen := FlowHash6(p, 48) != before
+			seen := FlowHash6(FlowSeed, p, 48) != before
 			if want := i >= 8 && i < 40 || !labelled && i >= 40 && i < 44; seen != want {
 				t.Fatalf("byte %d of %x changes the hash: %v, want %v", i, v6, seen, want)
 			}
 			v6[i] ^= 0x10
 		}
 		IPv6(v6).SetClass(0xff)
-		if FlowHash6(p, 48) != before {
+		if FlowHash6(FlowSeed, p, 48) != before {
 			t.Fatal("the traffic class enters the flow hash")
 		}
 		w = bytes.Clone(v6)
@@ -423,7 +423,7 @@ func TestFlowHashSees(t *testing.T) {
 		copy(w[24:], v6[8:24])
 		copy(w[40:], v6[42:44])
 		copy(w[42:], v6[40:42])
-		if SymHash6(unsafe.Pointer(&w[0]), 48) != sym {
+		if SymHash6(FlowSeed, unsafe.Pointer(&w[0]), 48) != sym {
 			t.Fatalf("SymHash6 of %x depends on the direction", v6)
 		}
 	}
@@ -436,7 +436,7 @@ func BenchmarkFlowHash4(b *testing.B) {
 	IPv4(v4).Init([4]byte{10, 0, 0, 1}, [4]byte{10, 1, 0, 1}, ProtoTCP, 28)
 	p := unsafe.Pointer(&v4[0])
 	for b.Loop() {
-		sink += FlowHash4(p, 28)
+		sink += FlowHash4(FlowSeed, p, 28)
 	}
 }
 
@@ -445,6 +445,6 @@ func BenchmarkFlowHash6(b *testing.B) {
 	IPv6(v6).Init([16]byte{0x20, 1, 0xd, 0xb8, 15: 1}, [16]byte{0x20, 1, 0xd, 0xb8, 1, 15: 1}, ProtoTCP, 8)
 	p := unsafe.Pointer(&v6[0])
 	for b.Loop() {
-		sink += FlowHash6(p, 48)
+		sink += FlowHash6(FlowSeed, p, 48)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"unsafe" // tables outside the heap, given back as they were mapped
 
 	"millrace/internal/mem"
+	"millrace/packet"
 	"millrace/pmd"
 )
 
@@ -136,6 +137,8 @@ type Tables struct {
 	Multicast []uint16
 	// Names of interfaces for people, by interface. Immutable once published.
 	Names atomic.Pointer[map[uint16]string]
+	// Hash picks the bucket of a multipath group for a flow. Immutable once published.
+	Hash atomic.Pointer[packet.Hasher]
 }
 
 // small are the tables that share a mapping.
@@ -167,6 +170,7 @@ func NewTables() (*Tables, error) {
 	}
 	t.Vlans.Store(&map[uint64]uint16{})
 	t.Names.Store(&map[uint16]string{})
+	t.Hash.Store(&packet.Hasher{Seed: packet.FlowSeed})
 	t.Addrs.Store(&Addresses{By: map[uint16][]netip.Prefix{}, Is: map[netip.Addr]uint16{}})
 	return t, nil
 }
