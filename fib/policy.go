@@ -187,7 +187,7 @@ func keys4(v *graph.Vector, lane *[graph.VectorSize]uint8, places []uint8, back 
 		*k = flow{proto: *(*uint8)(unsafe.Add(p, 9)), tos: *(*uint8)(unsafe.Add(p, 1))}
 		k.src[0] = uint64(bits.ReverseBytes32(*(*uint32)(unsafe.Add(p, 12)))) << 32
 		k.dst[0] = uint64(bits.ReverseBytes32(*(*uint32)(unsafe.Add(p, 16)))) << 32
-		if piece(v, i) >= packet.IPv4Size+4 && *(*uint8)(p) == 0x45 {
+		if piece(v, packet.Base(), i) >= packet.IPv4Size+4 && *(*uint8)(p) == 0x45 {
 			if *(*uint16)(unsafe.Add(p, 6))&fragment4 == 0 && ported(k.proto) {
 				k.ports(unsafe.Add(p, packet.IPv4Size))
 			}
@@ -211,7 +211,7 @@ func keys6(v *graph.Vector, lane *[graph.VectorSize]uint8, places []uint8, back 
 			k.src[w] = bits.ReverseBytes64(*(*uint64)(unsafe.Add(p, 8+8*w)))
 			k.dst[w] = bits.ReverseBytes64(*(*uint64)(unsafe.Add(p, 24+8*w)))
 		}
-		if piece(v, i) >= packet.IPv6Size+4 && ported(k.proto) {
+		if piece(v, packet.Base(), i) >= packet.IPv6Size+4 && ported(k.proto) {
 			k.ports(unsafe.Add(p, packet.IPv6Size))
 		} else {
 			k.far(v, i)
