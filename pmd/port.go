@@ -130,6 +130,23 @@ type Taken struct {
 	Port  uint16 // destination port or identifier, 0 for the whole protocol
 }
 
+// GroupFilter is implemented by ports that leave multicast to the kernel (Caps.Filtered): exactly the packets that SetGroups
+// names come to Millrace, but for those with a TTL (hop limit) of 1, IGMP and ICMPv6. Without a call there are none.
+type GroupFilter interface {
+	SetGroups(groups []Group) error
+}
+
+// Group is multicast that comes in by a port.
+type Group struct {
+	Group  netip.Addr
+	Source netip.Addr // the zero Addr for any
+	Outer  uint16     // VLAN id of the outer (or only) tag, 0 for untagged frames
+	Inner  uint16     // of the inner tag, 0 for none
+	// Sample: about one packet a second passes to the kernel instead, which has a route for it too: so
+	// that its counters rise, and daemons that look at them keep the route.
+	Sample bool
+}
+
 // Config asks for a port. Fields that a driver does not know are errors.
 type Config struct {
 	Name   string

@@ -16,6 +16,8 @@ const (
 	maxAddrs      = 16384  // of the box, of each family
 	maxEtherTypes = 64
 	maxTaken      = 1 << 18 // entries of each family: four blocks of 65536 NAT ports
+	maxGroups     = 1 << 15 // sources and groups of both families
+	sampleNs      = 1e9     // between two packets of a group for the kernel
 )
 
 // maps are what the XDP program reads.
@@ -27,6 +29,7 @@ type maps struct {
 	types *ebpf.Map // further EtherTypes for Millrace, as they lie in a frame
 	own4  *ebpf.Map // taken4: what Millrace takes of the box's IPv4 addresses
 	own6  *ebpf.Map // taken6
+	group *ebpf.Map // groupKey -> groupState: multicast for Millrace
 }
 
 // taken4 and taken6 are keys of own4 and own6: port 0 is a whole protocol.
@@ -45,6 +48,19 @@ type taken6 struct {
 	_     [4]byte
 }
 
+// groupKey is a key of group, of both families: IPv4 addresses are mapped into IPv6's, as fib/mcast has them.
+type groupKey struct {
+	Group, Source [16]byte // no source is all zero
+	Outer, Inner  [2]byte  // VLAN ids, big endian
+	_             [4]byte
+}
+
+// groupState is what is known of one.
+type groupState struct {
+	Sample uint64 // 1: the kernel gets a packet a second
+	Last   uint64 // when it got one, by bpf_ktime_get_ns; written by the program
+}
+
 func newMaps(queues int) (m maps, err error) {
 	for _, s := range []struct {
 		to   **ebpf.Map
@@ -57,6 +73,7 @@ func newMaps(queues int) (m maps, err error) {
 		{&m.types, ebpf.MapSpec{Name: "mr_types", Type: ebpf.Hash, KeySize: 4, ValueSize: 1, MaxEntries: maxEtherTypes, Flags: noPrealloc}},
 		{&m.own4, ebpf.MapSpec{Name: "mr_own4", Type: ebpf.Hash, KeySize: 8, ValueSize: 1, MaxEntries: maxTaken, Flags: noPrealloc}},
 		{&m.own6, ebpf.MapSpec{Name: "mr_own6", Type: ebpf.Hash, KeySize: 24, ValueSize: 1, MaxEntries: maxTaken, Flags: noPrealloc}},
+		{&m.group, ebpf.MapSpec{Name: "mr_groups", Type: ebpf.Hash, KeySize: 40, ValueSize: 16, MaxEntries: maxGroups, Flags: noPrealloc}},
 	} {
 		if *s.to, err = ebpf.NewMap(&s.spec); err != nil {
 			m.close()
@@ -67,7 +84,7 @@ func newMaps(queues int) (m maps, err error) {
 }
 
 func (m *maps) close() {
-	for _, x := range []*ebpf.Map{m.xsks, m.port, m.v4, m.v6, m.types, m.own4, m.own6} {
+	for _, x := range []*ebpf.Map{m.xsks, m.port, m.v4, m.v6, m.types, m.own4, m.own6, m.group} {
 		x.Close()
 	}
 }
@@ -111,7 +128,10 @@ func (m *maps) program() asm.Instructions {
 		asm.Mov.Reg(asm.R2, asm.R7),
 		asm.Add.Imm(asm.R2, 14),
 		asm.JGT.Reg(asm.R2, asm.R8, "pass"),
-		// Only frames to the port's own MAC: all broadcast and multicast passes here.
+		// Only frames to the port's own MAC, and those to groups.
+		asm.LoadMem(asm.R4, asm.R7, 0, asm.Byte),
+		asm.And.Imm(asm.R4, 1),
+		asm.JNE.Imm(asm.R4, 0, "groups"),
 		asm.LoadMapValue(asm.R3, m.port.FD(), 0),
 		asm.LoadMem(asm.R4, asm.R7, 0, asm.Word),
 		asm.LoadMem(asm.R5, asm.R3, 0, asm.Word),
@@ -147,6 +167,7 @@ func (m *maps) program() asm.Instructions {
 		p = append(p, m.ip4(d)...)
 		p = append(p, m.ip6(d)...)
 	}
+	p = append(p, m.groups()...)
 	return append(append(p, m.take()...),
 		asm.Mov.Imm(asm.R0, xdpPass).WithSymbol("pass"),
 		asm.Return())
