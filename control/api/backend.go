@@ -44,6 +44,10 @@ type Backend interface {
 	SetMeasure(context.Context, *v1.SetMeasureRequest) (*v1.SetMeasureResponse, error)
 
 	Audit(context.Context, *v1.AuditRequest) (*v1.AuditReport, error)
+
+	ListMroutes(context.Context, *v1.ListMroutesRequest) (*v1.Mroutes, error)
+	AddMroute(context.Context, *v1.AddMrouteRequest) (*v1.AddMrouteResponse, error)
+	DelMroute(context.Context, *v1.DelMrouteRequest) (*v1.DelMrouteResponse, error)
 }
 
 // Meanings of errors, for errors.Is on both sides of the socket.

@@ -26,6 +26,7 @@ const patience = time.Minute
 type Client struct {
 	v1.RouterClient
 	v1.AuditorClient
+	v1.MulticastClient
 	path string
 	http *http.Client
 }
@@ -55,6 +56,7 @@ func Dial(path string) *Client {
 	const base = "http://millrace"
 	c.RouterClient = v1.NewRouterClient(c.http, base, opts)
 	c.AuditorClient = v1.NewAuditorClient(c.http, base, opts)
+	c.MulticastClient = v1.NewMulticastClient(c.http, base, opts)
 	return c
 }
 

@@ -200,7 +200,7 @@ func (a *app) set() *cobra.Command {
 		Use: "set", Short: "Add and remove routes, turn measuring on and off", GroupID: groupSet,
 		Long: `Changes the running router. What is set here is gone after a restart; put it into the
 configuration to keep it.`,
-	}, a.setRoute(), a.setMeasure())
+	}, a.setRoute(), a.setMroute(), a.setMeasure())
 }
 
 func (a *app) setMeasure() *cobra.Command {

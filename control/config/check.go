@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"millrace/fib/mcast"
 	"millrace/pmd"
 )
 
@@ -61,6 +62,7 @@ func (c *Config) check(errs *Errors) {
 		k.route(&c.Routes[i], fmt.Sprintf("routes[%d]", i))
 	}
 	k.routesOnce()
+	k.multicast()
 	seen := map[string]string{}
 	for i := range c.Neighbours {
 		n, key := &c.Neighbours[i], fmt.Sprintf("neighbours[%d]", i)
@@ -330,6 +332,60 @@ func (k *checker) route(r *Route, key string) {
 			k.fail(vkey, "%s is not reachable: it is in no subnet of the ports; add an address to a port, or write `%s dev NAME`", n.Addr, n.Addr)
 		}
 	}
+}
+
+func (k *checker) multicast() {
+	seen := map[[2]netip.Addr]string{}
+	for i := range k.c.Multicast.Routes {
+		r, key := &k.c.Multicast.Routes[i], fmt.Sprintf("multicast.routes[%d]", i)
+		if k.need(r.Group.IsValid(), key, "group") {
+			if err := r.Check(); err != nil {
+				k.fail(key, "%v", err)
+			}
+		}
+		if k.need(r.From != "", key, "from") {
+			k.device(r.From, key+".from")
+		}
+		for j, o := range r.To {
+			k.device(o.Dev, fmt.Sprintf("%s.to[%d]", key, j))
+		}
+		id := [2]netip.Addr{r.Group, r.Source.Addr}
+		if o := seen[id]; o != "" {
+			k.fail(key, "%s has this source and group already", o)
+		}
+		seen[id] = key
+	}
+	for i := range k.c.Multicast.Boundaries {
+		b, key := &k.c.Multicast.Boundaries[i], fmt.Sprintf("multicast.boundaries[%d]", i)
+		if k.need(b.Port != "", key, "port") {
+			k.device(b.Port, key+".port")
+		}
+		if k.need(b.Groups.IsValid(), key, "groups") && !b.Groups.Addr().IsMulticast() {
+			k.fail(key+".groups", "%s are no groups: 224.0.0.0/4 and ff00::/8 are", b.Groups)
+		}
+	}
+}
+
+// Check says whether the route's addresses and interfaces go together.
+func (r *Mroute) Check() error {
+	switch g, s := r.Group, r.Source.Addr; {
+	case !g.IsMulticast():
+		return fmt.Errorf("%s is not a group: 224.0.0.0/4 and ff00::/8 are", g)
+	case !mcast.Forwardable(g):
+		return fmt.Errorf("packets to %s never leave their link", g)
+	case s.IsValid() && s.Is4() != g.Is4():
+		return fmt.Errorf("source %s and group %s are of different families", s, g)
+	case s.IsValid() && (s.IsMulticast() || s.IsUnspecified() || s.IsLinkLocalUnicast()):
+		return fmt.Errorf("%s cannot be the source of packets that are forwarded; leave the key out for any source", s)
+	case len(r.To) > mcast.MaxOut:
+		return fmt.Errorf("%d outgoing interfaces are more than %d", len(r.To), mcast.MaxOut)
+	}
+	for i, o := range r.To {
+		if o.Dev == r.From || slices.ContainsFunc(r.To[:i], func(p MrouteOut) bool { return p.Dev == o.Dev }) {
+			return fmt.Errorf("%s is there twice: packets never go back by the interface that they came in by", o.Dev)
+		}
+	}
+	return nil
 }
 
 // maxRingXDP is the longest ring of the driver afxdp.

@@ -59,6 +59,8 @@ func Diff(from, to *Config) []Change {
 	var d differ
 	things(&d, "neighbour", from.Neighbours, to.Neighbours, func(n *Neighbour) string { return n.Address.String() + " on " + n.Port })
 	things(&d, "route", from.Routes, to.Routes, routeName)
+	things(&d, "multicast route", from.Multicast.Routes, to.Multicast.Routes, mrouteName)
+	things(&d, "boundary", from.Multicast.Boundaries, to.Multicast.Boundaries, func(b *Boundary) string { return b.Port + " for " + b.Groups.String() })
 	things(&d, "vlan", vlans(from), vlans(to), func(v *vlanOf) string { return v.Name })
 	things(&d, "port", from.Ports, to.Ports, func(p *Port) string { return p.Name })
 	for _, s := range []struct {
@@ -77,7 +79,7 @@ func Diff(from, to *Config) []Change {
 
 // rank orders kinds by what they use: what is used comes later.
 func rank(c Change) int {
-	return slices.Index([]string{"neighbour", "route", "vlan", "port"}, c.Kind)
+	return slices.Index([]string{"neighbour", "route", "multicast route", "boundary", "vlan", "port"}, c.Kind)
 }
 
 func routeName(r *Route) string {
@@ -86,6 +88,13 @@ func routeName(r *Route) string {
 		s += fmt.Sprintf(" metric %d", r.Metric)
 	}
 	return s
+}
+
+func mrouteName(r *Mroute) string {
+	if !r.Source.IsValid() {
+		return "(*, " + r.Group.String() + ")"
+	}
+	return fmt.Sprintf("(%s, %s)", r.Source, r.Group)
 }
 
 // vlanOf is a VLAN as a thing of its own.
@@ -130,8 +139,19 @@ func things[T any](d *differ, kind string, from, to []T, name func(*T) string) {
 	}
 }
 
-// identity are the keys that name a thing: they stand in Change.Name.
-var identity = []string{"name", "to", "metric", "address", "vlans"}
+// identity are the keys that name a thing: they stand in Change.Name. Those of multicast have others.
+var (
+	identity = []string{"name", "to", "metric", "address", "vlans"}
+	mroutes  = []string{"group", "source", "port", "groups"}
+)
+
+func identityOf(t reflect.Type) []string {
+	switch t {
+	case reflect.TypeFor[Mroute](), reflect.TypeFor[Boundary]():
+		return mroutes
+	}
+	return identity
+}
 
 func (d *differ) fields(kind, name string, a, b reflect.Value) {
 	for i := range a.NumField() {
@@ -141,7 +161,7 @@ func (d *differ) fields(kind, name string, a, b reflect.Value) {
 			continue
 		}
 		key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-		if slices.Contains(identity, key) {
+		if slices.Contains(identityOf(a.Type()), key) {
 			continue
 		}
 		x, y := fieldText(f, a.Field(i)), fieldText(f, b.Field(i))
@@ -175,7 +195,7 @@ func summary(v reflect.Value) string {
 		}
 		key, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
 		t := fieldText(f, v.Field(i))
-		if slices.Contains(identity, key) || t == "" {
+		if slices.Contains(identityOf(v.Type()), key) || t == "" {
 			continue
 		}
 		if f.Name == "Secret" {

@@ -23,6 +23,7 @@ type Config struct {
 	Workers    Workers     `yaml:"workers"`
 	Routes     []Route     `yaml:"routes,omitempty"`
 	Neighbours []Neighbour `yaml:"neighbours,omitempty"`
+	Multicast  Multicast   `yaml:"multicast,omitzero"`
 	ICMP       ICMP        `yaml:"icmp"`
 	Kernel     Kernel      `yaml:"kernel"`
 	API        API         `yaml:"api,omitzero"`
@@ -96,6 +97,32 @@ type Neighbour struct {
 	Address netip.Addr `yaml:"address"`
 	MAC     MAC        `yaml:"mac"`
 	Port    string     `yaml:"port"` // a port or VLAN
+}
+
+// Multicast is what is forwarded to groups beside the kernel's multicast routes.
+type Multicast struct {
+	Routes     []Mroute   `yaml:"routes,omitempty"`
+	Boundaries []Boundary `yaml:"boundaries,omitempty"`
+}
+
+// Mroute is a static multicast route.
+type Mroute struct {
+	Group  netip.Addr  `yaml:"group"`
+	Source Source      `yaml:"source,omitzero"` // invalid for any
+	From   string      `yaml:"from"`            // port or VLAN
+	To     []MrouteOut `yaml:"to,omitempty"`
+}
+
+// MrouteOut is an outgoing interface, written `NAME [ttl N]`.
+type MrouteOut struct {
+	Dev string
+	TTL uint8 // packets with a larger TTL are sent
+}
+
+// Boundary is an interface that packets to some groups do not cross, in neither direction (RFC 2365).
+type Boundary struct {
+	Port   string       `yaml:"port"`               // a port or VLAN
+	Groups netip.Prefix `yaml:"groups" form:"dest"` // masked
 }
 
 // ICMP limits the errors that the router sends.

@@ -191,6 +191,45 @@ func (n *NextHop) UnmarshalText(b []byte) error {
 	return nil
 }
 
+// Source is the source of a multicast route.
+type Source struct{ netip.Addr }
+
+// IsZero: any source.
+func (s Source) IsZero() bool { return !s.IsValid() }
+
+// UnmarshalText reads an address.
+func (s *Source) UnmarshalText(b []byte) (err error) {
+	s.Addr, err = parseAddr(string(b))
+	return err
+}
+
+func (o MrouteOut) String() string {
+	if o.TTL == 0 {
+		return o.Dev
+	}
+	return fmt.Sprintf("%s ttl %d", o.Dev, o.TTL)
+}
+
+// MarshalText writes NAME [ttl N].
+func (o MrouteOut) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
+
+// UnmarshalText reads NAME [ttl N].
+func (o *MrouteOut) UnmarshalText(b []byte) error {
+	w := strings.Fields(string(b))
+	if len(w) != 1 && (len(w) != 3 || w[1] != "ttl") {
+		return fmt.Errorf("%q is not an outgoing interface: write NAME or NAME ttl N", b)
+	}
+	*o = MrouteOut{Dev: w[0]}
+	if len(w) == 3 {
+		n, err := strconv.ParseUint(w[2], 10, 8)
+		if err != nil || n == 255 {
+			return fmt.Errorf("ttl %q: a number from 0 to 254", w[2])
+		}
+		o.TTL = uint8(n)
+	}
+	return nil
+}
+
 func parsePrefix(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	if err == nil {

@@ -68,10 +68,10 @@ func FollowMroutes(sink MrouteSink, log *zap.Logger) (*MrouteFollower, error) {
 		f.log = zap.NewNop()
 	}
 	var err error
-	if f.events, err = open(unix.RTNLGRP_IPV4_MROUTE, unix.RTNLGRP_IPV6_MROUTE); err != nil {
+	if f.events, err = open(false, unix.RTNLGRP_IPV4_MROUTE, unix.RTNLGRP_IPV6_MROUTE); err != nil {
 		return nil, err
 	}
-	if f.dumps, err = open(); err != nil {
+	if f.dumps, err = open(false); err != nil {
 		f.events.close()
 		return nil, err
 	}

@@ -199,6 +199,8 @@ func (r *Router) change(c *config.Config) error {
 	r.publishNames()
 	r.publishAddrs()
 	r.syncStatic()
+	r.multicast.changed = true
+	r.syncMroutes()
 	for _, p := range r.ports { // the redirects that the FIB was told of
 		if p.dev != nil {
 			r.refresh(p)

@@ -97,6 +97,7 @@ func (r *Router) complaints() (why []string) {
 	if n := len(r.odd); n != 0 {
 		why = append(why, fmt.Sprintf("%s of the kernel cannot be followed; see `millrace audit`", plural(n, "route", "routes")))
 	}
+	why = append(why, r.mrouteComplaints()...)
 	if r.fibErr != "" {
 		why = append(why, "forwarding table: "+r.fibErr)
 	}

@@ -152,14 +152,9 @@ func (r *Router) publishAddrs() {
 
 // setLocal tells a port which packets to leave to the kernel.
 func (r *Router) setLocal(dev pmd.Port) {
-	f, ok := dev.(pmd.LocalFilter)
-	for !ok {
-		w, wraps := dev.(interface{ Unwrap() pmd.Port })
-		if !wraps {
-			return
-		}
-		dev = w.Unwrap()
-		f, ok = dev.(pmd.LocalFilter)
+	f := portAs[pmd.LocalFilter](dev)
+	if f == nil {
+		return
 	}
 	if r.follower == nil || !r.synced {
 		return // the driver has read them itself when it opened

@@ -34,6 +34,9 @@ type port struct {
 	tapIdx uint16
 	link   pmd.Link // as last seen
 
+	groups   []pmd.Group // multicast that the filter of groupsOf takes
+	groupsOf pmd.Port
+
 	err  error     // why it is not open
 	next time.Time // when to try again
 }
@@ -179,6 +182,7 @@ func (r *Router) openPort(p *port) (err error) {
 		return errors.Join(fmt.Errorf("port %s: %w", c.Name, err), r.closePort(p, true))
 	}
 	r.refresh(p)
+	r.multicast.changed = true
 	r.log.Info("port open", zap.String("port", c.Name), zap.String("driver", dev.Driver()), zap.String("mode", dev.Caps().Mode),
 		zap.Int("queues", dev.Caps().Queues), zap.String("host", p.host), zap.Strings("why", dev.Why()))
 	return nil

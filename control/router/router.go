@@ -128,6 +128,7 @@ type Router struct {
 	odd       map[kernel.RouteKey]struct{} // routes of the kernel that the FIB cannot have
 	captures  []*sentCapture
 	auditor   auditor
+	multicast mroutes
 }
 
 type neighKey struct {
@@ -146,6 +147,7 @@ func New(cfg *config.Config, o Options) (*Router, error) {
 		asks: make(chan wish, 4096), learned: make(chan lesson, 4096),
 		ids: map[string]uint16{}, ifaces: map[uint16]*iface{}, byIndex: map[int]*iface{}, known: map[int]kernel.Link{}, locals: map[netip.Addr]bool{},
 		neighs: map[neighKey]kernel.Neigh{}, pinned: map[neighKey]pmd.MAC{}, foreign: map[int]bool{},
+		multicast: newMroutes(),
 		apiRoutes: map[fib.Key]config.Route{}, static: map[fib.Key]fib.Route{}, ways: map[*kernel.Path]way{}, odd: map[kernel.RouteKey]struct{}{},
 	}
 	r.auditor.r = r
@@ -272,8 +274,11 @@ func poolSize(c *config.Config, workers int) int {
 func (r *Router) stop() error {
 	r.auditor.close()
 	r.mu.Lock()
-	kern := r.stopKern
+	kern, mkern := r.stopKern, r.multicast.stop
 	r.mu.Unlock()
+	if mkern != nil {
+		mkern()
+	}
 	if kern != nil {
 		kern()
 	}
@@ -367,7 +372,7 @@ func (r *Router) followLocked() error {
 		}
 	}()
 	r.follower, r.stopKern = f, func() { cancel(); <-done }
-	return nil
+	return r.followMroutes()
 }
 
 // checkReady calls ready once packets are forwarded.
@@ -408,6 +413,7 @@ func (r *Router) maintain(now time.Time) {
 			r.ask(wish{n.Iface, n.Addr})
 		}
 	}
+	r.tendMroutes(now)
 	r.domain.Reclaim()
 	expired := !r.confirm.IsZero() && now.After(r.confirm)
 	r.mu.Unlock()

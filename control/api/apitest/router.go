@@ -28,6 +28,7 @@ type Router struct {
 	Traced     []*v1.TracedPacket // sent again and again until TraceRequest.Count
 	Captured   []*v1.CaptureChunk
 	Report     *v1.AuditReport
+	Mroutes    *v1.Mroutes
 	Err        error // returned by every method when set
 
 	mu    sync.Mutex
@@ -126,6 +127,18 @@ func (r *Router) DelRoute(_ context.Context, q *v1.DelRouteRequest) (*v1.DelRout
 	return answer(r, q, &v1.DelRouteResponse{Deleted: 1})
 }
 
+func (r *Router) ListMroutes(_ context.Context, q *v1.ListMroutesRequest) (*v1.Mroutes, error) {
+	return answer(r, q, r.Mroutes)
+}
+
+func (r *Router) AddMroute(_ context.Context, q *v1.AddMrouteRequest) (*v1.AddMrouteResponse, error) {
+	return answer(r, q, &v1.AddMrouteResponse{})
+}
+
+func (r *Router) DelMroute(_ context.Context, q *v1.DelMrouteRequest) (*v1.DelMrouteResponse, error) {
+	return answer(r, q, &v1.DelMrouteResponse{})
+}
+
 func (r *Router) SetMeasure(_ context.Context, q *v1.SetMeasureRequest) (*v1.SetMeasureResponse, error) {
 	return answer(r, q, &v1.SetMeasureResponse{})
 }
@@ -190,6 +203,12 @@ func New() *Router {
 			{Prefix: "10.0.0.0/8", Type: "unicast", Source: "config", NextHops: []*v1.NextHop{{Address: "192.0.2.9", Port: "eth0", Weight: 2}, {Address: "192.0.2.10", Port: "eth0", Resolved: true, Mac: "02:00:00:00:00:10"}}},
 			{Prefix: "192.0.2.0/24", Type: "unicast", Source: "connected", NextHops: []*v1.NextHop{{Port: "eth0"}}},
 			{Prefix: "2001:db8:bad::/48", Type: "blackhole", Source: "api"},
+		}},
+		Mroutes: &v1.Mroutes{Mroutes: []*v1.Mroute{
+			{Group: "239.1.1.1", Source: "192.0.2.9", From: "eth0", To: []*v1.MrouteOut{{Port: "lan1"}, {Port: "eth0.100", Ttl: 16}}, Origin: "kernel", State: "forwarding",
+				Packets: 1234, Bytes: 1_234_000, WrongInterface: 2, PacketsPerSecond: 100, BitsPerSecond: 800_000, SinceUnixNs: 1_767_225_600_000_000_000},
+			{Group: "239.1.1.2", From: "eth0", To: []*v1.MrouteOut{{Port: "lan2"}}, Origin: "config", State: "waiting", Why: "there is no interface lan2"},
+			{Group: "ff0e::1", Source: "2001:db8::9", Origin: "kernel", State: "unresolved"},
 		}},
 		Report: &v1.AuditReport{
 			Faults: 1, Notes: 1, KernelRoutes: 12, OtherRoutes: 3, TableEntries: 20, Groups: 4, Neighbours: 2,
