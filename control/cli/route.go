@@ -41,8 +41,9 @@ func parseRoute(words []string, complete bool) (*v1.Route, error) {
 			r.NextHops = append(r.NextHops, cur)
 			continue
 		}
+		family := ""
 		if w == "via" && len(words) > 0 && (words[0] == "inet" || words[0] == "inet6") {
-			words = words[1:]
+			family, words = words[0], words[1:]
 		}
 		if len(words) == 0 {
 			return nil, fmt.Errorf("`%s` needs a value", w)
@@ -62,8 +63,13 @@ func parseRoute(words []string, complete bool) (*v1.Route, error) {
 			if isDefault && a.Is6() {
 				to = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 			}
-			if a.Is4() != to.Addr().Is4() {
-				return nil, fmt.Errorf("via %s: %s needs a gateway of its own family", a, to)
+			switch {
+			case family == "inet" && !a.Is4() || family == "inet6" && a.Is4():
+				return nil, fmt.Errorf("via %s %s: the address is of the other family", family, a)
+			case a.Is4() && to.Addr().Is6():
+				return nil, fmt.Errorf("via %s: %s needs an IPv6 gateway", a, to)
+			case a.Is6() && to.Addr().Is4() && family == "":
+				return nil, fmt.Errorf("via %s: for IPv4 packets by an IPv6 gateway write `via inet6 %s`", a, a)
 			}
 			cur.Address = a.String()
 		case "dev":

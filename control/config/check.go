@@ -318,10 +318,8 @@ func (k *checker) route(r *Route, key string) {
 		switch {
 		case n.Addr.Is4() && !r.To.Addr().Is4():
 			k.fail(vkey, "an IPv4 gateway for the IPv6 prefix %s", r.To)
-		case n.Addr.Is6() && r.To.Addr().Is4() && r.To.Bits() == 0:
-			k.fail(vkey, "an IPv6 gateway for %s: for the default route of IPv6 write `to: ::/0`", r.To)
-		case n.Addr.Is6() && r.To.Addr().Is4():
-			k.fail(vkey, "an IPv6 gateway for the IPv4 prefix %s", r.To)
+		case n.Addr.Is6() && !n.Inet6 && r.To.Addr().Is4() && r.To.Bits() == 0:
+			k.fail(vkey, "an IPv6 gateway for %s: for the default route of IPv6 write `to: ::/0`, for IPv4 packets by this gateway `via: inet6 %s`", r.To, n)
 		case n.Addr.IsUnspecified() || n.Addr.IsMulticast():
 			k.fail(vkey, "%s is not a unicast address", n.Addr)
 		case k.addrs[n.Addr] != "":
@@ -440,6 +438,7 @@ func (k *checker) rest() {
 	if c.ICMP.Burst < 1 && c.ICMP.Rate > 0 {
 		k.fail("icmp.burst", "%d is less than 1", c.ICMP.Burst)
 	}
+	k.oneOf(c.Multipath.Hash, "multipath.hash", "l4", "l3", "inner")
 	k.oneOf(c.Log.Level, "log.level", "debug", "info", "warn", "error")
 	if l := c.Metrics.Listen; l != "" {
 		host, port, err := net.SplitHostPort(l)

@@ -67,6 +67,9 @@ func TestErrors(t *testing.T) {
 		{"route nowhere", lan + "routes:\n  - {to: 198.51.100.0/24}\n", `f.yaml:4:5: routes[0]: "via" is missing`},
 		{"unreachable via", lan + "routes:\n  - to: 198.51.100.0/24\n    via: [192.0.2.9, 192.0.3.9]\n", "f.yaml:5:22: routes[0].via[1]: 192.0.3.9 is not reachable"},
 		{"own via", lan + "routes:\n  - {to: 198.51.100.0/24, via: 192.0.2.1}\n", "f.yaml:4:32: routes[0].via[0]: 192.0.2.1 is the router itself (ports[0].addresses[0])"},
+		{"IPv6 gateway for a default route", lan + "routes:\n  - {to: default, via: \"2001:db8::1 dev lan\"}\n", "write `to: ::/0`, for IPv4 packets by this gateway `via: inet6"},
+		{"inet6 of IPv4", lan + "routes:\n  - {to: default, via: inet6 192.0.2.9}\n", "is not a gateway"},
+		{"hash", lan + "multipath: {hash: l5}\n", "multipath.hash"},
 		{"families", lan + "routes:\n  - {to: \"2001:db8:9::/48\", via: 192.0.2.9}\n", "an IPv4 gateway for the IPv6 prefix 2001:db8:9::/48"},
 		{"default of IPv6", lan + "routes:\n  - {to: default, via: \"2001:db8::9\"}\n", "for the default route of IPv6 write `to: ::/0`"},
 		{"link-local", lan + "routes:\n  - {to: \"2001:db8:9::/48\", via: \"fe80::1\"}\n", "fe80::1 is link-local: write `fe80::1 dev NAME`"},
@@ -138,7 +141,15 @@ func TestAccepts(t *testing.T) {
 		{"null keeps defaults", "ports: [{name: eth0}]\nicmp:\nworkers: {poll: }\n", func(c *Config) bool { return c.ICMP.Rate == 1000 && c.Workers.Poll == "adaptive" }},
 		{"anchors", "ports:\n  - {name: &n eth0}\nroutes: [{to: default, dev: *n}]", func(c *Config) bool { return c.Routes[0].Dev == "eth0" && c.Routes[0].To.String() == "0.0.0.0/0" }},
 		{"host route", "ports: [{name: eth0}]\nroutes: [{to: 198.51.100.7, via: 192.0.2.9}]", func(c *Config) bool { return c.Routes[0].To.String() == "198.51.100.7/32" }},
-		{"gateway unknown to the file", "ports: [{name: eth0}]\nroutes: [{to: 10.0.0.0/8, via: 192.0.2.9}]", func(c *Config) bool { return c.Routes[0].Via[0] == NextHop{netip.MustParseAddr("192.0.2.9"), "", 1} }},
+		{"gateway unknown to the file", "ports: [{name: eth0}]\nroutes: [{to: 10.0.0.0/8, via: 192.0.2.9}]", func(c *Config) bool {
+			return c.Routes[0].Via[0] == NextHop{Addr: netip.MustParseAddr("192.0.2.9"), Weight: 1}
+		}},
+		{"IPv4 by an IPv6 gateway", "ports: [{name: eth0}]\nroutes: [{to: 10.0.0.0/8, via: fe80::1 dev eth0}]", func(c *Config) bool { return c.Routes[0].Via[0].Addr.Is6() }},
+		{"IPv4 default by an IPv6 gateway", "ports: [{name: eth0}]\nroutes: [{to: default, via: inet6 fe80::1 dev eth0}]", func(c *Config) bool {
+			return c.Routes[0].To.Addr().Is4() && c.Routes[0].Via[0] == NextHop{netip.MustParseAddr("fe80::1"), "eth0", 1, true}
+		}},
+		{"spread", "ports: [{name: eth0}]\nmultipath: {hash: inner, symmetric: true, seed: 4294967295}", func(c *Config) bool { return c.Multipath == Multipath{"inner", true, 1<<32 - 1} }},
+		{"spread by default", "ports: [{name: eth0}]", func(c *Config) bool { return c.Multipath == Multipath{"l4", false, 0} }},
 		{"no ICMP errors", "ports: [{name: eth0}]\nicmp: {rate: 0, redirects: off}", func(c *Config) bool { return c.ICMP.Rate == 0 && !c.ICMP.Redirects }},
 		{"all of a section off", "ports: [{name: eth0}]\nicmp: {rate: 0, burst: 0, redirects: off}\nworkers: {spin: 0s, sleep: 0s}", func(c *Config) bool {
 			return c.ICMP == ICMP{} && c.Workers.Spin == 0 && c.Workers.Sleep == 0

@@ -67,7 +67,7 @@ func Diff(from, to *Config) []Change {
 		kind string
 		a, b any
 	}{
-		{"pool", from.Pool, to.Pool}, {"workers", from.Workers, to.Workers}, {"icmp", from.ICMP, to.ICMP}, {"kernel", from.Kernel, to.Kernel},
+		{"pool", from.Pool, to.Pool}, {"workers", from.Workers, to.Workers}, {"icmp", from.ICMP, to.ICMP}, {"multipath", from.Multipath, to.Multipath}, {"kernel", from.Kernel, to.Kernel},
 		{"api", from.API, to.API}, {"metrics", from.Metrics, to.Metrics}, {"log", from.Log, to.Log},
 	} {
 		d.fields(s.kind, "", reflect.ValueOf(s.a), reflect.ValueOf(s.b))

@@ -25,6 +25,7 @@ type Config struct {
 	Neighbours []Neighbour `yaml:"neighbours,omitempty"`
 	Multicast  Multicast   `yaml:"multicast,omitzero"`
 	ICMP       ICMP        `yaml:"icmp"`
+	Multipath  Multipath   `yaml:"multipath"`
 	Kernel     Kernel      `yaml:"kernel"`
 	API        API         `yaml:"api,omitzero"`
 	Metrics    Metrics     `yaml:"metrics,omitzero"`
@@ -85,11 +86,12 @@ type Route struct {
 	Type   string       `yaml:"type,omitempty"` // "unicast", "blackhole", "unreachable", "prohibit"; "" is unicast
 }
 
-// NextHop is a gateway, written `ADDR [dev NAME] [weight N]`.
+// NextHop is a gateway, written `[inet6] ADDR [dev NAME] [weight N]`.
 type NextHop struct {
 	Addr   netip.Addr
 	Dev    string // "" lets the connected prefixes decide
 	Weight int    // at least 1
+	Inet6  bool   // it says that an IPv6 gateway is meant, for the IPv4 default route too (RFC 8950)
 }
 
 // Neighbour is a static neighbour.
@@ -132,6 +134,13 @@ type ICMP struct {
 	Redirects bool `yaml:"redirects"` // send redirects
 }
 
+// Multipath says how flows are spread over the next hops of a route.
+type Multipath struct {
+	Hash      string `yaml:"hash,omitempty"` // what names a flow: "l4", "l3", "inner"
+	Symmetric bool   `yaml:"symmetric"`      // both directions of a flow hash alike
+	Seed      uint32 `yaml:"seed,omitempty"` // of the hash; 0: chosen at the start
+}
+
 // Kernel is what is taken from the Linux kernel.
 type Kernel struct {
 	Follow bool `yaml:"follow"` // links, addresses, neighbours and routes by netlink
@@ -155,10 +164,11 @@ type Log struct {
 // Default is the configuration of an empty file: no ports, and a value for everything that has one.
 func Default() *Config {
 	return &Config{
-		Workers: Workers{Poll: "adaptive", Spin: 100 * time.Microsecond, Sleep: 10 * time.Millisecond},
-		ICMP:    ICMP{Rate: 1000, Burst: 50, Redirects: true},
-		Kernel:  Kernel{Follow: true},
-		Log:     Log{Level: "info"},
+		Workers:   Workers{Poll: "adaptive", Spin: 100 * time.Microsecond, Sleep: 10 * time.Millisecond},
+		ICMP:      ICMP{Rate: 1000, Burst: 50, Redirects: true},
+		Multipath: Multipath{Hash: "l4"},
+		Kernel:    Kernel{Follow: true},
+		Log:       Log{Level: "info"},
 	}
 }
 

@@ -145,6 +145,9 @@ func (r *Rate) UnmarshalText(b []byte) error {
 
 func (n NextHop) String() string {
 	s := n.Addr.String()
+	if n.Inet6 {
+		s = "inet6 " + s
+	}
 	if n.Dev != "" {
 		s += " dev " + n.Dev
 	}
@@ -154,23 +157,27 @@ func (n NextHop) String() string {
 	return s
 }
 
-// MarshalText writes ADDR [dev NAME] [weight N].
+// MarshalText writes [inet6] ADDR [dev NAME] [weight N].
 func (n NextHop) MarshalText() ([]byte, error) { return []byte(n.String()), nil }
 
-// UnmarshalText reads ADDR [dev NAME] [weight N].
+// UnmarshalText reads [inet6] ADDR [dev NAME] [weight N].
 func (n *NextHop) UnmarshalText(b []byte) error {
 	w := strings.Fields(string(b))
 	if len(w) == 0 {
 		return errors.New("an empty next hop: write ADDRESS or ADDRESS dev NAME")
 	}
+	inet6 := w[0] == "inet6" && len(w) > 1
+	if inet6 {
+		w = w[1:]
+	}
 	a, err := netip.ParseAddr(w[0])
-	if err != nil {
+	if err != nil || inet6 && !a.Unmap().Is6() {
 		return fmt.Errorf("%q is not a gateway: write ADDRESS or ADDRESS dev NAME", b)
 	}
 	if a.Zone() != "" {
 		return fmt.Errorf("%q: write %s dev %s", w[0], a.WithZone(""), a.Zone())
 	}
-	*n = NextHop{Addr: a.Unmap(), Weight: 1}
+	*n = NextHop{Addr: a.Unmap(), Weight: 1, Inet6: inet6}
 	for w = w[1:]; len(w) >= 2; w = w[2:] {
 		switch w[0] {
 		case "dev":

@@ -198,6 +198,7 @@ func (r *Router) change(c *config.Config) error {
 	slices.SortStableFunc(r.ports, func(a, b *port) int { return place(c, a) - place(c, b) })
 	r.publishNames()
 	r.publishAddrs()
+	r.spread()
 	r.syncStatic()
 	r.multicast.changed = true
 	r.syncMroutes()

@@ -36,6 +36,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"runtime"
@@ -121,6 +122,7 @@ type Router struct {
 
 	apiRoutes map[fib.Key]config.Route
 	static    map[fib.Key]fib.Route        // of configuration and API, as given to the FIB
+	seed      uint64                       // of multipath where the configuration has none: routers in a row have different ones
 	waiting   []string                     // static routes that no interface leads to, in words
 	fibErr    string                       // what did not fit, for people
 	rules     []rule.Rule                  // of the kernel
@@ -148,6 +150,7 @@ func New(cfg *config.Config, o Options) (*Router, error) {
 		ids: map[string]uint16{}, ifaces: map[uint16]*iface{}, byIndex: map[int]*iface{}, known: map[int]kernel.Link{}, locals: map[netip.Addr]bool{},
 		neighs: map[neighKey]kernel.Neigh{}, pinned: map[neighKey]pmd.MAC{}, foreign: map[int]bool{},
 		multicast: newMroutes(),
+		seed:      rand.Uint64(),
 		apiRoutes: map[fib.Key]config.Route{}, static: map[fib.Key]fib.Route{}, ways: map[*kernel.Path]way{}, odd: map[kernel.RouteKey]struct{}{},
 	}
 	r.auditor.r = r
@@ -232,6 +235,7 @@ func (r *Router) start() error {
 	if r.fib, err = fib.New(r.tables, r.domain, fib.Reasons{Unresolved: neigh.XUnresolved}); err != nil {
 		return fmt.Errorf("router: %w", err)
 	}
+	r.spread()
 	r.mcast = mcast.New(r.fib, r.domain)
 	n := max(1, len(r.cores))
 	limits := icmp.Limits{Rate: max(1, r.cfg.ICMP.Rate/n), Burst: max(1, r.cfg.ICMP.Burst/n), None: r.cfg.ICMP.Rate == 0}

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 
 	"millrace/control/config"
 	"millrace/fib"
+	"millrace/packet"
 	"millrace/pmd"
 )
 
@@ -112,6 +114,14 @@ func (r *Router) resolve(c *config.Route, src fib.Source) (fib.Route, error) {
 		return x, fmt.Errorf("%s", strings.Join(missing, "; "))
 	}
 	return x, nil
+}
+
+var hashFields = map[string]packet.HashFields{"": packet.HashL4, "l4": packet.HashL4, "l3": packet.HashL3, "inner": packet.HashInner}
+
+// spread tells the FIB how flows are spread over several next hops.
+func (r *Router) spread() {
+	m := r.cfg.Multipath
+	r.fib.SetHash(packet.Hasher{Fields: hashFields[m.Hash], Symmetric: m.Symmetric, Seed: cmp.Or(uint64(m.Seed)*0x9e3779b97f4a7c15, r.seed)})
 }
 
 func (r *Router) named(name string) *iface {
