@@ -55,7 +55,7 @@ type Follower struct {
 	told    map[int]Link  // with what others say about them
 	filters map[int]uint8 // rp_filter by link; netconfAll
 	addrs   map[addrKey]Addr
-	neighs  map[neighKey]Neigh
+	near    *neighbours
 	rules   []rule.Rule
 	*mirror
 
@@ -65,12 +65,10 @@ type Follower struct {
 	cost       time.Duration // of the last dump of routes
 	ended      time.Time     // of the last dump of routes
 
-	due     time.Time // of the next dump, zero for none
-	full    bool      // it is to be of everything, not only of routes
-	tries   int       // dumps that failed in a row
-	replay  atomic.Pointer[replay]
-	nextAge time.Time
-	checked map[neighKey]time.Time
+	due    time.Time // of the next dump, zero for none
+	full   bool      // it is to be of everything, not only of routes
+	tries  int       // dumps that failed in a row
+	replay atomic.Pointer[replay]
 }
 
 type addrKey struct {
@@ -86,14 +84,14 @@ type neighKey struct {
 // New opens a follower in the network namespace of the calling thread.
 func New(sink Sink, o Options) (*Follower, error) {
 	f := &Follower{sink: sink, opt: o, log: o.Log, tables: map[uint32]bool{},
-		links: map[int]Link{}, told: map[int]Link{}, filters: map[int]uint8{}, addrs: map[addrKey]Addr{}, neighs: map[neighKey]Neigh{},
-		mirror: newMirror(sink.RouteBatch), checked: map[neighKey]time.Time{}}
+		links: map[int]Link{}, told: map[int]Link{}, filters: map[int]uint8{}, addrs: map[addrKey]Addr{},
+		mirror: newMirror(sink.RouteBatch)}
 	if f.log == nil {
 		f.log = zap.NewNop()
 	}
 	f.extra.Store(&o.Tables)
 	var err error
-	if f.events, err = open(false, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+	if f.events, err = open(false, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_NEXTHOP); err != nil {
 		return nil, err
 	}
@@ -106,6 +104,12 @@ func New(sink Sink, o Options) (*Follower, error) {
 		f.dumps.close()
 		return nil, err
 	}
+	if f.near, err = newNeighbours(sink, &f.opt, f.log, f.asks); err != nil {
+		f.events.close()
+		f.dumps.close()
+		f.asks.close()
+		return nil, err
+	}
 	return f, nil
 }
 
@@ -114,10 +118,17 @@ func (f *Follower) Run(ctx context.Context) error {
 	defer f.dumps.close()
 	defer f.asks.close()
 	defer f.events.close()
+	defer f.near.close()
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f.near.run(ctx)
+	}()
+	defer func() { cancel(); <-done }()
 	stop := context.AfterFunc(ctx, func() { _ = f.events.f.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	f.schedule(true, 0)
-	f.nextAge = time.Now().Add(keepAlivePeriod / 10)
 	for ctx.Err() == nil {
 		now := time.Now()
 		if r := f.replay.Swap(nil); r != nil {
@@ -126,10 +137,6 @@ func (f *Follower) Run(ctx context.Context) error {
 		}
 		if !f.due.IsZero() && !now.Before(f.due) {
 			f.resync()
-		}
-		if !now.Before(f.nextAge) {
-			f.keepAlive(now)
-			f.nextAge = now.Add(keepAlivePeriod / 10)
 		}
 		until := now.Add(wakePeriod)
 		if !f.due.IsZero() && f.due.Before(until) {
@@ -194,9 +201,7 @@ func (f *Follower) tellAll() {
 	for _, a := range f.addrs {
 		f.sink.AddrAdded(a)
 	}
-	for _, n := range f.neighs {
-		f.sink.NeighChanged(n)
-	}
+	<-f.near.again()
 	f.sink.RulesChanged(f.rules)
 	for k, s := range f.slots {
 		if s.told != 0 {
@@ -207,6 +212,9 @@ func (f *Follower) tellAll() {
 	f.send(1)
 	f.sink.Synced()
 }
+
+// Neighbours has all neighbours told once more, as new: for a sink that came to care for another link.
+func (f *Follower) Neighbours() { f.near.again() }
 
 // Tables names the routing tables to follow beside those that the kernel uses. It may be called from any goroutine.
 func (f *Follower) Tables(ts []uint32) {
@@ -308,13 +316,6 @@ func (f *Follower) event(m message) {
 		} else if a.Prefix.IsValid() {
 			f.delAddr(addrKey{a.Index, a.Prefix})
 		}
-	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		n, usable, ok := parseNeigh(m.body)
-		if ok && usable && m.typ == unix.RTM_NEWNEIGH {
-			f.setNeigh(n)
-		} else if ok {
-			f.delNeigh(neighKey{n.Index, n.Addr})
-		}
 	case unix.RTM_NEWROUTE:
 		if f.parse(m.body) && f.tables[f.scratch.key.table] && f.add(m.flags, f.lagging) {
 			f.schedule(false, quiet)
@@ -407,11 +408,6 @@ func (f *Follower) delLink(index int) {
 	if !known {
 		return
 	}
-	for k := range f.neighs {
-		if k.index == index {
-			f.delNeigh(k)
-		}
-	}
 	for k := range f.addrs {
 		if k.index == index {
 			f.delAddr(k)
@@ -460,44 +456,5 @@ func (f *Follower) delAddr(k addrKey) {
 		}
 		f.lose4(func(p *Path) bool { return p.Src == ip && p.Type != Local })
 		f.schedule(false, quiet)
-	}
-}
-
-func (f *Follower) setNeigh(n Neigh) {
-	k := neighKey{n.Index, n.Addr}
-	if old, known := f.neighs[k]; known && old == n {
-		return
-	}
-	f.flush()
-	f.neighs[k] = n
-	f.sink.NeighChanged(n)
-}
-
-func (f *Follower) delNeigh(k neighKey) {
-	n, known := f.neighs[k]
-	if !known {
-		return
-	}
-	f.flush()
-	delete(f.neighs, k)
-	delete(f.checked, k)
-	f.sink.NeighRemoved(n)
-}
-
-// keepAlive has the kernel check stale neighbours that Options.KeepAlive names.
-func (f *Follower) keepAlive(now time.Time) {
-	if f.opt.KeepAlive == nil {
-		return
-	}
-	n := 0
-	for k, nb := range f.neighs {
-		if nb.State != "stale" || now.Sub(f.checked[k]) < keepAlivePeriod || !f.opt.KeepAlive(nb) {
-			continue
-		}
-		f.checked[k] = now
-		f.Ask(k.index, k.addr)
-		if n++; n == keepAliveMost {
-			return
-		}
 	}
 }

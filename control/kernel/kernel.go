@@ -28,7 +28,8 @@
 //
 // # Concurrency
 //
-// All Sink methods are called from Run, one at a time, in the kernel's order. Ask may be called
+// Sink methods are called one at a time, in the kernel's order, by two goroutines: one for
+// neighbours, which packets wait for, and one for all else. Ask may be called
 // from any goroutine; it never blocks.
 package kernel
 
@@ -45,7 +46,7 @@ import (
 type Sink interface {
 	// LinkChanged is called for a new link and after any change of its fields.
 	LinkChanged(Link)
-	// LinkRemoved comes after its addresses, neighbours and routes are gone.
+	// LinkRemoved comes after its addresses and routes are gone.
 	LinkRemoved(Link)
 	AddrAdded(Addr)
 	AddrRemoved(Addr)

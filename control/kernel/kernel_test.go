@@ -295,8 +295,8 @@ func TestNeighbours(t *testing.T) {
 	f.asks.mu.Lock()
 	clear(f.asks.asked)
 	f.asks.mu.Unlock()
-	again := &Follower{opt: f.opt, asks: f.asks, checked: map[neighKey]time.Time{},
-		neighs: map[neighKey]Neigh{{index, six}: {Index: index, Addr: six, State: "stale"}}}
+	again := &neighbours{keep: f.opt.KeepAlive, ask: f.asks, checked: map[neighKey]time.Time{},
+		known: map[neighKey]Neigh{{index, six}: {Index: index, Addr: six, State: "stale"}}}
 	again.keepAlive(time.Now())
 	v.wait(t, "the check", func() bool { return v.neighs[six].State != "stale" && v.neighs[six].MAC == mac })
 }

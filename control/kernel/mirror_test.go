@@ -370,7 +370,7 @@ func TestRPFilter(t *testing.T) {
 func TestVRF(t *testing.T) {
 	v := newView()
 	f := &Follower{sink: v, links: map[int]Link{}, told: map[int]Link{}, filters: map[int]uint8{}, addrs: map[addrKey]Addr{},
-		neighs: map[neighKey]Neigh{}, tables: map[uint32]bool{}, mirror: newMirror(v.RouteBatch)}
+		tables: map[uint32]bool{}, mirror: newMirror(v.RouteBatch)}
 	f.extra.Store(&[]uint32{})
 	link := func(index int, name, kind string, table uint32, master int) message {
 		info := putAttr(nil, unix.IFLA_INFO_KIND, []byte(kind+"\x00"))

@@ -47,6 +47,7 @@ func (f *Follower) resync() {
 	}
 	f.tries = 0
 	if full {
+		<-f.near.again()
 		f.sink.Synced()
 	}
 }
@@ -61,7 +62,7 @@ func (f *Follower) drain() {
 	}
 }
 
-// dumpLinks reads links, addresses and neighbours.
+// dumpLinks reads links and addresses.
 func (f *Follower) dumpLinks() error {
 	links := map[int]Link{}
 	if err := f.dumps.dump(unix.RTM_GETLINK, make([]byte, unix.SizeofIfInfomsg), func(m message) {
@@ -75,14 +76,6 @@ func (f *Follower) dumpLinks() error {
 	if err := f.dumps.dump(unix.RTM_GETADDR, make([]byte, unix.SizeofIfAddrmsg), func(m message) {
 		if a, ok := parseAddr(m.body); ok && m.typ == unix.RTM_NEWADDR {
 			addrs = append(addrs, a)
-		}
-	}); err != nil {
-		return err
-	}
-	neighs := map[neighKey]Neigh{}
-	if err := f.dumps.dump(unix.RTM_GETNEIGH, make([]byte, unix.SizeofNdMsg), func(m message) {
-		if n, usable, ok := parseNeigh(m.body); ok && usable && m.typ == unix.RTM_NEWNEIGH {
-			neighs[neighKey{n.Index, n.Addr}] = n
 		}
 	}); err != nil {
 		return err
@@ -116,14 +109,6 @@ func (f *Follower) dumpLinks() error {
 		if !known[k] {
 			f.delAddr(k)
 		}
-	}
-	for k := range f.neighs {
-		if _, there := neighs[k]; !there {
-			f.delNeigh(k)
-		}
-	}
-	for _, n := range neighs {
-		f.setNeigh(n)
 	}
 	return nil
 }

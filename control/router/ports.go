@@ -220,11 +220,22 @@ func (r *Router) bind(i *iface, index int) {
 	if r.byIndex[i.index] == i {
 		delete(r.byIndex, i.index)
 	}
+	for k := range r.neighs {
+		if k.iface == i.id {
+			delete(r.neighs, k)
+			if _, fixed := r.pinned[k]; !fixed {
+				r.note(r.fib.DelNeighbour(k.iface, k.addr))
+			}
+		}
+	}
 	i.index = index
 	i.given = nil
 	clear(r.ways)
 	if index != 0 {
 		r.byIndex[index] = i
+		if r.follower != nil {
+			r.follower.Neighbours()
+		}
 	}
 }
 
