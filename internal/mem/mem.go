@@ -118,3 +118,14 @@ func Release(at unsafe.Pointer, n int) error {
 	_, err := unix.MmapPtr(-1, 0, at, uintptr(n), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE|unix.MAP_FIXED)
 	return err
 }
+
+// SmallAt is MapAt for memory of which little may be used: n bytes in plain pages, each of which takes
+// memory when it is first written to.
+func SmallAt(at unsafe.Pointer, n int) error {
+	p, err := mmap(at, n, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE|unix.MAP_FIXED)
+	if err != nil {
+		return fmt.Errorf("mem: map %d KiB: %w", n>>10, err)
+	}
+	unix.Madvise(unsafe.Slice((*byte)(p), n), unix.MADV_NOHUGEPAGE) // where the kernel has none there is nothing to refuse
+	return nil
+}

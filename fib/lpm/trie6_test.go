@@ -13,18 +13,18 @@ import (
 
 const (
 	nodes6    = 1 << 22 // most nodes
-	deep6     = 1 << 31 // in an entry: the rest is the number of a node
+	node6bit  = 1 << 31 // in an entry: the rest is the number of a node
 	chunk6    = mem.HugeSize / 1024
 	nodeBytes = 1024
 )
 
-// node6 is 256 entries. An entry is a node's number with deep6, or a value with the length of
+// trieNode is 256 entries. An entry is a node's number with node6bit, or a value with the length of
 // the prefix that it comes from in bits 16 to 23.
-type node6 = [256]uint32
+type trieNode = [256]uint32
 
-// Table6 finds the value of an IPv6 destination: a trie whose root takes 16 bits
-// and whose nodes take 8 each. It is shared as Table4 is.
-type Table6 struct {
+// trie6 is a plain trie beside which Table6 is measured and tested: its root takes 16 bits
+// and its nodes take 8 each.
+type trie6 struct {
 	root  *[1 << 16]uint32
 	nodes unsafe.Pointer // address space for nodes6 nodes; those below mapped have memory
 
@@ -38,9 +38,9 @@ type Table6 struct {
 
 const inNode = 1 << 40
 
-// New6 makes an empty table: all destinations have value 0.
-func New6(d *epoch.Domain) (*Table6, error) {
-	t := &Table6{ids: ids.New("IPv6 trie nodes", 0, nodes6), d: d}
+// newTrie6 makes an empty table: all destinations have value 0.
+func newTrie6(d *epoch.Domain) (*trie6, error) {
+	t := &trie6{ids: ids.New("IPv6 trie nodes", 0, nodes6), d: d}
 	r, err := mem.Of[uint32](1 << 16)
 	if err != nil {
 		return nil, err
@@ -53,16 +53,16 @@ func New6(d *epoch.Domain) (*Table6, error) {
 }
 
 // Close unmaps the table; nobody may be reading.
-func (t *Table6) Close() {
+func (t *trie6) Close() {
 	mem.Free(t.root[:])
 	mem.Unmap(unsafe.Slice((*byte)(t.nodes), nodes6*nodeBytes))
 }
 
-func (t *Table6) node(n uint32) *node6 {
-	return (*node6)(unsafe.Add(t.nodes, uintptr(n&^deep6)*nodeBytes))
+func (t *trie6) node(n uint32) *trieNode {
+	return (*trieNode)(unsafe.Add(t.nodes, uintptr(n&^node6bit)*nodeBytes))
 }
 
-func (t *Table6) entry(slot uint64) *uint32 {
+func (t *trie6) entry(slot uint64) *uint32 {
 	if slot&inNode != 0 {
 		return &t.node(uint32(slot >> 8))[uint8(slot)]
 	}
@@ -70,16 +70,16 @@ func (t *Table6) entry(slot uint64) *uint32 {
 }
 
 // Lookup is the value of a destination.
-func (t *Table6) Lookup(dst [16]byte) uint16 {
+func (t *trie6) Lookup(dst [16]byte) uint16 {
 	e := t.root[binary.BigEndian.Uint16(dst[:])]
-	for i := 2; e&deep6 != 0; i++ {
+	for i := 2; e&node6bit != 0; i++ {
 		e = t.node(e)[dst[i&15]]
 	}
 	return uint16(e)
 }
 
 // Insert adds a prefix that is not in the table. On an error no lookup has changed.
-func (t *Table6) Insert(addr [16]byte, bits int, value uint16) error {
+func (t *trie6) Insert(addr [16]byte, bits int, value uint16) error {
 	slots, n, err := t.walk(addr, bits, true)
 	if err != nil {
 		return err
@@ -87,30 +87,30 @@ func (t *Table6) Insert(addr [16]byte, bits int, value uint16) error {
 	if bits > 16 {
 		t.uses[n]++
 	}
-	t.fill(slots, uint32(bits), false, leaf6(value, bits))
+	t.fill(slots, uint32(bits), false, trieLeaf(value, bits))
 	return nil
 }
 
 // Replace gives a prefix of the table another value.
-func (t *Table6) Replace(addr [16]byte, bits int, value uint16) {
+func (t *trie6) Replace(addr [16]byte, bits int, value uint16) {
 	slots, _, _ := t.walk(addr, bits, false)
-	t.fill(slots, uint32(bits), true, leaf6(value, bits))
+	t.fill(slots, uint32(bits), true, trieLeaf(value, bits))
 }
 
 // Remove takes a prefix out: its destinations fall to the next shorter prefix of
 // the table, of parentBits and parent, or to value 0.
-func (t *Table6) Remove(addr [16]byte, bits int, parent uint16, parentBits int) {
+func (t *trie6) Remove(addr [16]byte, bits int, parent uint16, parentBits int) {
 	slots, n, _ := t.walk(addr, bits, false)
-	t.fill(slots, uint32(bits), true, leaf6(parent, parentBits))
+	t.fill(slots, uint32(bits), true, trieLeaf(parent, parentBits))
 	if bits > 16 {
 		t.leave(n)
 	}
 }
 
-func leaf6(value uint16, bits int) uint32 { return uint32(bits)<<16 | uint32(value) }
+func trieLeaf(value uint16, bits int) uint32 { return uint32(bits)<<16 | uint32(value) }
 
 // walk finds the entries that a prefix covers at the level where it ends, and their node.
-func (t *Table6) walk(addr [16]byte, bits int, create bool) ([]uint32, uint32, error) {
+func (t *trie6) walk(addr [16]byte, bits int, create bool) ([]uint32, uint32, error) {
 	first := binary.BigEndian.Uint16(addr[:])
 	if bits <= 16 {
 		return t.root[first:][:1<<(16-bits)], 0, nil
@@ -118,7 +118,7 @@ func (t *Table6) walk(addr [16]byte, bits int, create bool) ([]uint32, uint32, e
 	slot := uint64(first)
 	for at := 16; ; at += 8 {
 		e := t.entry(slot)
-		if *e&deep6 == 0 {
+		if *e&node6bit == 0 {
 			if !create {
 				panic("lpm: the IPv6 table lost a prefix")
 			}
@@ -126,7 +126,7 @@ func (t *Table6) walk(addr [16]byte, bits int, create bool) ([]uint32, uint32, e
 				return nil, 0, err
 			}
 		}
-		n := *e &^ deep6
+		n := *e &^ node6bit
 		b := addr[at/8]
 		if bits <= at+8 {
 			return t.node(n)[b:][:1<<(at+8-bits)], n, nil
@@ -136,7 +136,7 @@ func (t *Table6) walk(addr [16]byte, bits int, create bool) ([]uint32, uint32, e
 }
 
 // grow puts a node full of the entry e behind it.
-func (t *Table6) grow(slot uint64, e uint32) error {
+func (t *trie6) grow(slot uint64, e uint32) error {
 	n, err := take(t.ids, t.d)
 	if err == nil && n >= t.mapped {
 		_, _, err = mem.MapAt(unsafe.Add(t.nodes, uintptr(t.mapped)*nodeBytes), mem.HugeSize)
@@ -161,11 +161,11 @@ func (t *Table6) grow(slot uint64, e uint32) error {
 		t.uses[uint32(slot>>8)]++
 	}
 	t.unused = append(t.unused, n) // until a prefix ends in it
-	atomic.StoreUint32(t.entry(slot), deep6|n)
+	atomic.StoreUint32(t.entry(slot), node6bit|n)
 	return nil
 }
 
-func (t *Table6) leave(n uint32) {
+func (t *trie6) leave(n uint32) {
 	if t.uses[n]--; t.uses[n] == 0 {
 		t.unused = append(t.unused, n)
 	}
@@ -173,9 +173,9 @@ func (t *Table6) leave(n uint32) {
 
 // fill sets the entries that come from a prefix of from bits, or, where exact is false,
 // of at most from bits.
-func (t *Table6) fill(slots []uint32, from uint32, exact bool, e uint32) {
+func (t *trie6) fill(slots []uint32, from uint32, exact bool, e uint32) {
 	for i, s := range slots {
-		if s&deep6 != 0 {
+		if s&node6bit != 0 {
 			t.fill(t.node(s)[:], from, exact, e)
 		} else if l := s >> 16; l == from || !exact && l < from {
 			slots[i] = e
@@ -185,13 +185,13 @@ func (t *Table6) fill(slots []uint32, from uint32, exact bool, e uint32) {
 
 // Commit ends a batch of changes: nodes that nothing needs leave the table, to be used again
 // when no reader can be in them.
-func (t *Table6) Commit() {
+func (t *trie6) Commit() {
 	var freed []uint32
 	for len(t.unused) > 0 {
 		n := t.unused[len(t.unused)-1]
 		t.unused = t.unused[:len(t.unused)-1]
 		e := t.entry(t.slot[n])
-		if t.uses[n] != 0 || *e != deep6|n {
+		if t.uses[n] != 0 || *e != node6bit|n {
 			continue // in use, or listed twice
 		}
 		up := t.slot[n]
@@ -207,10 +207,10 @@ func (t *Table6) Commit() {
 }
 
 // Nodes is the set of nodes.
-func (t *Table6) Nodes() *ids.Set { return t.ids }
+func (t *trie6) Nodes() *ids.Set { return t.ids }
 
 // Find writes the values of n destinations, in network order.
-func (t *Table6) Find(dst *[16]byte, out *uint16, n int) {
+func (t *trie6) Find(dst *[16]byte, out *uint16, n int) {
 	ds, vs := unsafe.Slice(dst, n), unsafe.Slice(out, n)
 	for i := range ds {
 		vs[i] = t.Lookup(ds[i])
@@ -218,7 +218,7 @@ func (t *Table6) Find(dst *[16]byte, out *uint16, n int) {
 }
 
 // Bytes is the memory of the table and of the writer's shadow.
-func (t *Table6) Bytes() (hot, shadow int) {
+func (t *trie6) Bytes() (hot, shadow int) {
 	n := t.ids.Used()
 	return 4<<16 + n*nodeBytes, 12 * n
 }
