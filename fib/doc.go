@@ -27,6 +27,6 @@
 // # Tables
 //
 // Table4 is DIR-24-8 (Gupta, Lin, McKeown: Routing Lookups in Hardware at Memory
-// Access Speeds, INFOCOM 1998): one access for prefixes to /24, two beyond. Table6 is a trie with
-// a first stride of 16 bits and strides of 8 behind it.
+// Access Speeds, INFOCOM 1998): one access for prefixes to /24, two beyond. Table6 is a directory of 2^20
+// trees of cache lines with 15 keys of 32 bits each, which are compared at once: five accesses for prefixes to /52.
 package fib

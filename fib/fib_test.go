@@ -141,7 +141,7 @@ func TestFull(t *testing.T) {
 		"groups":      func(r *rig) { r.groups.Bound(1) },
 		"adjacencies": func(r *rig) { r.adjs.Bound(1) },
 		"blocks":      func(r *rig) { r.t4.Blocks().Bound(1) },
-		"nodes":       func(r *rig) { r.t6.Nodes().Bound(2) },
+		"prefixes":    func(r *rig) { r.t6.Prefixes().Bound(0) },
 		"buckets":     func(r *rig) { r.runs.size = r.runs.next }, // one run is free
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -491,7 +491,7 @@ func TestRandomChanges(t *testing.T) {
 			r.iface(1, true)
 		}
 	}
-	if s := r.Stats(); s.Blocks4 < 3 || s.Nodes6 < 10 || s.Buckets == 0 || s.Adjs == 0 {
+	if s := r.Stats(); s.Blocks4 < 3 || s.Prefixes6 < 10 || s.Buckets == 0 || s.Adjs == 0 {
 		t.Errorf("the random changes did not reach all of the tables: %+v", s)
 	}
 	r.clearAll()
@@ -504,7 +504,7 @@ func (r *rig) shrink() {
 	r.groups.Bound(24)
 	r.adjs.Bound(10)
 	r.t4.Blocks().Bound(5)
-	r.t6.Nodes().Bound(40)
+	r.t6.Prefixes().Bound(12)
 	r.runs.size = r.runs.next + 256
 }
 

@@ -176,8 +176,8 @@ type Stats struct {
 	Groups      int // numbers given out, those not yet free for use included
 	Adjs        int
 	Buckets     int
-	Blocks4     int // of 256 entries each, for IPv4 prefixes beyond /24
-	Nodes6      int
+	Blocks4     int  // of 256 entries each, for IPv4 prefixes beyond /24
+	Prefixes6   int  // IPv6 prefixes beyond /20, which take room
 	Prefetch    bool // IPv4 lookups prefetch: the routes cover more than a cache holds
 }
 
@@ -188,7 +188,7 @@ func (f *FIB) Stats() Stats {
 	s := Stats{
 		Tables: 1 + len(f.tables), NextHopSets: len(f.sets), Neighbours: len(f.hops),
 		Groups: f.groups.Used(), Adjs: f.adjs.Used(), Buckets: f.runs.used(),
-		Blocks4: f.t4.Blocks().Used(), Nodes6: f.t6.Nodes().Used(), Prefetch: f.t4.Spread(),
+		Blocks4: f.t4.Blocks().Used(), Prefixes6: f.t6.Prefixes().Used(), Prefetch: f.t4.Spread(),
 	}
 	for _, t := range f.everyTable() {
 		if t != f.bare && t != f.local {

@@ -198,25 +198,33 @@ func (s *spans) join(c int) {
 
 // cursor goes over spans in order. A change of the spans ends its life.
 type cursor struct {
-	s    *spans
-	c, i int
+	s  *spans
+	ch []span
+	i  int // in ch
+	c  int // of ch
 }
 
 // seek points at the span that covers an address.
 func (s *spans) seek(a u128) cursor {
 	c := s.chunk(a)
-	return cursor{s, c, in(s.chunks[c], a)}
+	return cursor{s, s.chunks[c], in(s.chunks[c], a), c}
 }
 
-func (k *cursor) span() *span { return &k.s.chunks[k.c][k.i] }
+func (k *cursor) span() *span { return &k.ch[k.i] }
 
 // turn goes on to the next span of another value; false where there is none.
 func (k *cursor) turn() bool {
-	v := k.span().value
-	for c, i := k.c, k.i+1; c < len(k.s.chunks); c, i = c+1, 0 {
-		for ch := k.s.chunks[c]; i < len(ch); i++ {
-			if ch[i].value != v {
-				k.c, k.i = c, i
+	v := k.ch[k.i].value
+	for i := k.i + 1; i < len(k.ch); i++ {
+		if k.ch[i].value != v {
+			k.i = i
+			return true
+		}
+	}
+	for c := k.c + 1; c < len(k.s.chunks); c++ {
+		for i, x := range k.s.chunks[c] {
+			if x.value != v {
+				k.ch, k.c, k.i = k.s.chunks[c], c, i
 				return true
 			}
 		}

@@ -12,24 +12,45 @@ import (
 	"millrace/internal/epoch"
 )
 
-// slow6 is the obvious table: a map of prefixes, and all lengths tried.
-type slow6 map[netip.Prefix]uint16
+// slow6 is the obvious table: a map of prefixes, and all lengths that there are tried.
+type slow6 struct {
+	m    map[netip.Prefix]uint16
+	lens [129]int
+}
 
-func (s slow6) lookup(a netip.Addr, below int) (value uint16, bits int) {
+func newSlow6() *slow6 { return &slow6{m: map[netip.Prefix]uint16{}} }
+
+func (s *slow6) lookup(a netip.Addr, below int) (value uint16, bits int) {
 	for n := below - 1; n >= 0; n-- {
+		if s.lens[n] == 0 {
+			continue
+		}
 		p, _ := a.Prefix(n)
-		if v, ok := s[p]; ok {
+		if v, ok := s.m[p]; ok {
 			return v, n
 		}
 	}
 	return 0, 0
 }
 
+func (s *slow6) set(p netip.Prefix, v uint16) {
+	if _, ok := s.m[p]; !ok {
+		s.lens[p.Bits()]++
+	}
+	s.m[p] = v
+}
+
+func (s *slow6) del(p netip.Prefix) {
+	delete(s.m, p)
+	s.lens[p.Bits()]--
+}
+
 // rig6 is a table beside the slow one.
 type rig6 struct {
 	t testing.TB
 	*Table6
-	slow slow6
+	slow *slow6
+	twin *trie6 // gets the same changes, where set
 }
 
 func newRig6(t testing.TB) *rig6 {
@@ -42,27 +63,38 @@ func newRig6(t testing.TB) *rig6 {
 		tab.d.Wait()
 		tab.Close()
 	})
-	return &rig6{t, tab, slow6{}}
+	return &rig6{t, tab, newSlow6(), nil}
 }
 
 // set gives a prefix a value; 0 takes it out.
 func (r *rig6) set(p netip.Prefix, v uint16) error {
 	a, bits := p.Addr().As16(), p.Bits()
-	_, ok := r.slow[p]
+	_, ok := r.slow.m[p]
 	switch {
 	case v == 0 && ok:
-		delete(r.slow, p)
+		r.slow.del(p)
 		parent, n := r.slow.lookup(p.Addr(), bits)
 		r.Remove(a, bits, parent, n)
+		if r.twin != nil {
+			r.twin.Remove(a, bits, parent, n)
+		}
 	case v == 0:
 	case ok:
 		r.Replace(a, bits, v)
-		r.slow[p] = v
+		if r.twin != nil {
+			r.twin.Replace(a, bits, v)
+		}
+		r.slow.set(p, v)
 	default:
 		if err := r.Insert(a, bits, v); err != nil {
 			return err
 		}
-		r.slow[p] = v
+		if r.twin != nil {
+			if err := r.twin.Insert(a, bits, v); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+		r.slow.set(p, v)
 	}
 	return nil
 }
@@ -206,7 +238,7 @@ func (r *rig6) sound() {
 		r.t.Fatalf("%d lines are out, %d of them retired; the table has %d", u, limbo, used)
 	}
 	long := 0
-	for p := range r.slow {
+	for p := range r.slow.m {
 		if p.Bits() > dirBits {
 			long++
 		}
@@ -272,7 +304,7 @@ func (r *rig6) churn(x *rand.Rand, n, keep int, pick func() netip.Prefix) {
 			p = have[x.IntN(len(have))]
 		}
 		v := uint16(0)
-		if x.IntN(len(r.slow)+keep) < keep {
+		if x.IntN(len(r.slow.m)+keep) < keep {
 			v = uint16(x.IntN(6)) + 1
 			if x.IntN(20) == 0 {
 				v = MaxValue
@@ -298,7 +330,7 @@ func (r *rig6) churn(x *rand.Rand, n, keep int, pick func() netip.Prefix) {
 // clear takes all prefixes out, in no order.
 func (r *rig6) clear() {
 	r.t.Helper()
-	for p := range r.slow {
+	for p := range r.slow.m {
 		r.must(p, 0)
 	}
 	r.Commit()
@@ -446,9 +478,9 @@ func TestFull6(t *testing.T) {
 	r := newRig6(t)
 	x := rand.New(rand.NewPCG(5, 5))
 	r.churn(x, 2000, 500, func() netip.Prefix { return dense6(x) })
-	before := fmt.Sprint(r.slow)
+	before := fmt.Sprint(r.slow.m)
 	var look []netip.Addr
-	for p := range r.slow {
+	for p := range r.slow.m {
 		look = append(look, edges6(p)...)
 	}
 	r.Prefixes().Bound(40)
@@ -457,7 +489,7 @@ func TestFull6(t *testing.T) {
 		var err error
 		for err == nil {
 			p := dense6(x)
-			old := r.slow[p]
+			old := r.slow.m[p]
 			v := uint16(x.IntN(9)) + 1
 			if err = r.set(p, v); err == nil {
 				if _, ok := undo[p]; !ok {
@@ -475,7 +507,7 @@ func TestFull6(t *testing.T) {
 		r.same(look)
 		r.sound()
 	}
-	if fmt.Sprint(r.slow) != before {
+	if fmt.Sprint(r.slow.m) != before {
 		t.Error("the model is not what it was")
 	}
 	if r.Prefixes().Used()+40 != r.Prefixes().limit {

@@ -449,27 +449,26 @@ func (t *Table6) gather(tr *tree6, k0, k1 uint32, old []sub6) ([]ent, []sub6) {
 	more := c.turn()
 	for {
 		// The next span of another value, or the next old tree, if it comes first.
-		here := more && !last.less(c.span().start)
+		var s *span
 		var k uint32
+		here := more
 		if here {
-			k = tr.key(c.span().start)
+			s = c.span()
+			k = tr.key(s.start)
+			here = !last.less(s.start)
 		}
 		if len(old) > 0 && (!here || old[0].key <= k) {
 			s := old[0]
 			old = old[1:]
-			if s.tree == nil || s.tree.dirty && t.shallow(tr, s.key) {
-				if s.tree != nil {
-					t.drop(s.tree)
-				} else if here && s.key == k && t.keepRun(tr, s, v, c) {
-					g.sub(s)
-					v, more = t.leave(tr, &c, g, k, k1)
-					continue
-				} else {
-					t.retire(s.ref / lineBytes)
-				}
+			switch {
+			case s.tree == nil && here && s.key == k && t.keepRun(tr, s, v, c):
+			case s.tree == nil:
+				t.retire(s.ref / lineBytes)
 				continue
-			}
-			if s.tree.dirty {
+			case s.tree.dirty && t.shallow(tr, s.key):
+				t.drop(s.tree)
+				continue
+			case s.tree.dirty:
 				t.build(s.tree)
 				s.ref = s.tree.ref()
 			}
@@ -480,12 +479,12 @@ func (t *Table6) gather(tr *tree6, k0, k1 uint32, old []sub6) ([]ent, []sub6) {
 		if !here {
 			return g.ents, g.subs
 		}
-		s := c.span()
-		n := c
-		if tr.round == 3 || s.start == tr.first(k) && !(n.turn() && !tr.end(k).less(n.span().start)) {
+		next := c
+		another := next.turn()
+		if tr.round == 3 || s.start == tr.first(k) && !(another && tr.key(next.span().start) == k && !tr.end(k).less(next.span().start)) {
 			v = s.value
 			g.put(k, v)
-			more = c.turn()
+			c, more = next, another
 			continue
 		}
 		g.sub(t.newSub(tr, k, v, c))
