@@ -280,9 +280,10 @@ func words(p netip.Prefix) (w, mask [2]uint64) {
 	return
 }
 
-// variant is the set for routes of a prefix: its own for those that rules may have to tell from longer ones.
+// variant is the set for routes of a prefix: its own for those that rules may have to tell from longer ones. Like
+// the kernel, rules take blackholes and their kind for what they are, however short the prefix.
 func (f *FIB) variant(p netip.Prefix, s *hopset) *hopset {
-	if p.Bits() >= f.rules[family(p.Addr())].minBits {
+	if p.Bits() >= f.rules[family(p.Addr())].minBits || s.typ == Blackhole || s.typ == Unreachable || s.typ == Prohibit {
 		return s
 	}
 	k := s.key + string([]byte{'/', byte(p.Bits())})
