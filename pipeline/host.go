@@ -35,7 +35,7 @@ func (h *hostExit) Take(v *graph.Vector, pos []uint8, why graph.Reason) {
 	for k, i := range pos {
 		ifc := &t.Ifaces[v.In[i]&(graph.MaxIfaces-1)]
 		switch tap := t.Taps[ifc.Port&(graph.MaxPorts-1)]; {
-		case v.In[i] == 0:
+		case v.In[i] == 0 || v.L3Off(i) == 0: // made here, so without a frame
 			w.Discard(v.Idx[i], xHostSelf)
 		case tap != 0:
 			w.Send(tap, v.Idx[i])

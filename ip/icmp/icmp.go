@@ -105,9 +105,12 @@ func (s *sender) Flush() {
 
 func (s *sender) note(why graph.Reason) { s.w.C.Exit[why]++ }
 
-// put queues a finished message.
-func (s *sender) put(m *packet.Mbuf) {
-	if !s.queue.Put(graph.ParkNew(m, 0)) {
+// put queues a finished message. It looks for its way in the routing table of the packet that it
+// answers, which came in by an interface.
+func (s *sender) put(m *packet.Mbuf, in uint16) {
+	p := graph.ParkNew(m, 0)
+	p.In = in
+	if !s.queue.Put(p) {
 		s.note(XNoBuffer)
 		s.w.Cache.Free1(m)
 		return
@@ -214,7 +217,7 @@ func (s *sender) send4(v *graph.Vector, i uint8, src [4]byte, typ, code uint8, w
 	c[0], c[1], c[2], c[3] = typ, code, 0, 0
 	c.SetRest(word)
 	packet.PutSum(c[2:], packet.Checksum(c))
-	s.put(m)
+	s.put(m, v.In[i])
 }
 
 // ---- IPv6
@@ -262,7 +265,7 @@ func (s *sender) error6(v *graph.Vector, i uint8, x *graph.ReasonInfo) {
 	if local {
 		s.reply(v, i, m)
 	} else {
-		s.put(m)
+		s.put(m, v.In[i])
 	}
 }
 

@@ -126,7 +126,7 @@ func (s *sender) redirect6(v *graph.Vector, i uint8, hops nextHops) {
 	o[0], o[1] = optQuoted, uint8(1+quote/8)
 	v.Mbuf(i).CopyOut(v.L3Off(i), o[8:])
 	finish6(b, from.As16(), h.Src(), hops255, packet.ICMP6Redirect, 0, 0)
-	s.put(m)
+	s.put(m, v.In[i])
 }
 
 func onLink(a *graph.Addresses, iface uint16, x netip.Addr) bool {

@@ -36,7 +36,7 @@ type Vector struct {
 	Idx  [VectorSize]uint32  // the packet
 	L3   [VectorSize]uintptr // bytes from packet.Base() to the L3 header, which lies in one piece in the first segment
 	Len  [VectorSize]uint16  // bytes from the L3 header to the end of the packet, over all segments
-	In   [VectorSize]uint16  // input interface, 0 where the packet was made here
+	In   [VectorSize]uint16  // input interface; of a packet made here, that of the packet it answers, or 0
 	NH   [VectorSize]uint16  // next-hop group; set by lookup
 	Adj  [VectorSize]uint16  // adjacency; set by nexthop
 	Mark [VectorSize]uint32  // firewall mark, where Marks is set
