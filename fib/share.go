@@ -10,19 +10,20 @@ import (
 // picks the bucket, so a flow changes its way when its bucket changes hands, and only then.
 //
 //   - Shares are exact: a member has its weight's part of the buckets rounded to a whole number.
-//   - A bucket changes hands only where shares demand it. While a member does not work,
-//     the others have its buckets; when it is back it takes its own and leaves theirs.
+//   - While a member does not work the others have its buckets, by their weights; when it is
+//     back it takes its own and leaves theirs. While several do not work, one that comes back takes
+//     what it lacks from the buckets of those still away, too.
 //   - A set of next hops that replaces another starts from the buckets of that one, so that
 //     members in both keep their flows up to their new share.
 //   - Without such a start each member takes buckets in an order of its own, which follows from
 //     its address: sets that differ little are dealt little different tables (as Maglev does:
-//     Eisenbud et al., NSDI 2016).
+//     Eisenbud et al., NSDI 2016), where they are of one size.
 //
 // Rendezvous hashing proper would need some thousand buckets a member for shares this close.
 
 const (
 	nobody     = ^uint16(0) // of a bucket's member: dealt to none
-	minBuckets = 64
+	minBuckets = 128
 	maxBuckets = 1 << 15
 	perMember  = 32 // buckets, at least, where maxBuckets has room
 	closeTo    = 32 // shares come within 1/closeTo of what weights ask, where maxBuckets has room
@@ -100,8 +101,9 @@ func quotas(n int, weight, have []int) []int {
 }
 
 // deal gives each member its quota of the buckets, of which owner has those that are dealt already.
-// They stay where they are up to the quota. Owners must have a weight; len(owner) is a power of two.
-func deal(owner []uint16, weight []int, id []uint64) {
+// They stay where they are up to the quota. With base only members that are back take from others,
+// and only what is not theirs by base, as far as there is such. Owners must have a weight; len(owner) is a power of two.
+func deal(owner []uint16, weight []int, id []uint64, base []uint16, back []bool) {
 	n := len(owner)
 	have := make([]int, len(weight))
 	free := 0
@@ -140,14 +142,21 @@ func deal(owner []uint16, weight []int, id []uint64) {
 			}
 		}
 	}
+	if base != nil {
+		takers, t = slices.DeleteFunc(takers, func(x taker) bool { return !back[x.member] }), 0
+	}
 	for len(takers) > 0 {
 		x := &takers[t]
-		for {
+		for tries := n; ; tries-- {
+			if tries == 0 {
+				takers, t = slices.Delete(takers, t, t+1), 0
+				break
+			}
 			b := x.at
 			x.at = (b + x.step) & (n - 1)
 			m := owner[b]
 			if m != nobody {
-				if need[m] >= 0 {
+				if need[m] >= 0 || base != nil && base[b] == m {
 					continue
 				}
 				need[m]++ // one of those that are too many
@@ -192,7 +201,7 @@ func newShare(s, old *hopset) *share {
 			d.base[b] = same[m]
 		}
 	}
-	deal(d.base, d.weight, d.id)
+	deal(d.base, d.weight, d.id, nil, nil)
 	d.owner = slices.Repeat([]uint16{nobody}, n)
 	return d
 }
@@ -225,10 +234,11 @@ func identity(h *NextHop) uint64 {
 // belong to members that work again. Some member must work.
 func (d *share) repair(works func(i int) bool) {
 	same := true
-	weight := make([]int, len(d.weight))
+	weight, back := make([]int, len(d.weight)), make([]bool, len(d.weight))
 	for i := range d.works {
 		w := works(i)
 		same = same && w == d.works[i]
+		back[i] = w && !d.works[i]
 		if d.works[i] = w; w {
 			weight[i] = d.weight[i]
 		}
@@ -243,5 +253,5 @@ func (d *share) repair(works func(i int) bool) {
 			d.owner[b] = nobody
 		}
 	}
-	deal(d.owner, weight, d.id)
+	deal(d.owner, weight, d.id, d.base, back)
 }
