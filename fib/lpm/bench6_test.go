@@ -225,6 +225,7 @@ func BenchmarkFind6(b *testing.B) {
 	fill6(b, tab, table)
 	run(b, tab, traces, "", nil, batch6)
 	run(b, tab, traces, "/ring", ring, batch6)
+	run(b, tab, traces, "/read", ring[:2048], batch6)
 	for _, n := range []int{1, 2, 4, 8, 16, 32} {
 		run(b, tab, map[string][][16]byte{"prefixes": traces["prefixes"]}, fmt.Sprintf("/by-%d", n), nil, n)
 	}

@@ -22,10 +22,8 @@ func (t *Table6) Find(dst *[16]byte, out *uint16, n int) {
 	}
 	if n > few6 {
 		t.find(dst, out, n)
-	} else if n > 1 {
+	} else if n > 0 {
 		t.findFew(dst, out, n)
-	} else if n == 1 {
-		*out = t.Lookup(*dst)
 	}
 }
 

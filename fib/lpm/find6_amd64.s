@@ -41,11 +41,10 @@ TEXT ·start6(SB), NOSPLIT, $0-44
 	MOVQ  key+24(FP), R9
 	MOVQ  n+32(FP), DX
 	XORL  R13, R13
-	VPXORD Z9, Z9, Z9
-	VMOVDQU32 ·words6(SB), Z10
-	VBROADCASTI32X4 ·swap6(SB), Z11
 	SUBQ  $16, DX
 	JL    rest
+	VMOVDQU32 ·words6(SB), Z10
+	VBROADCASTI32X4 ·swap6(SB), Z11
 
 sixteen:
 	VMOVDQU32 (CX), Z0
@@ -102,6 +101,7 @@ done:
 	MOVQ n+32(FP), DX
 	SUBQ $16, DX
 	JL   end
+	VPXORD Z9, Z9, Z9
 
 or:
 	VPORD (R8), Z9, Z9
@@ -117,9 +117,9 @@ or:
 	SBBL         AX, AX
 	ANDL         $1, AX
 	ORL          AX, R13
+	VZEROUPPER
 
 end:
-	VZEROUPPER
 	MOVL R13, any+40(FP)
 	RET
 

@@ -361,7 +361,7 @@ func TestModel6(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig6(t)
 			x := rand.New(rand.NewPCG(1, 2))
-			n := 20_000
+			n := 12_000
 			if testing.Short() {
 				n = 4_000
 			}
@@ -513,4 +513,47 @@ func TestFull6(t *testing.T) {
 	if r.Prefixes().Used()+40 != r.Prefixes().limit {
 		t.Errorf("%d of %d prefixes", r.Prefixes().Used(), r.Prefixes().limit)
 	}
+}
+
+// TestSmall6: many tables with few routes cost little.
+func TestSmall6(t *testing.T) {
+	d := epoch.NewDomain()
+	for i := range 1000 {
+		tab, err := New6(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tab.Close()
+		for _, p := range []string{"::/0", "::/128", "::1/128", "fe80::/10", "ff00::/8", "2001:db8:1::/48", "2001:db8:1:2::/64", "2001:db8:1:2::1/128"} {
+			p := netip.MustParsePrefix(p)
+			if err := tab.Insert(p.Addr().As16(), p.Bits(), uint16(i+1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tab.Commit()
+		if got := tab.Lookup(netip.MustParseAddr("2001:db8:1:2::1").As16()); got != uint16(i+1) {
+			t.Fatalf("table %d: %d", i, got)
+		}
+		if hot, shadow := tab.Bytes(); hot > 64<<10 || shadow > 64<<10 {
+			t.Fatalf("%d and %d bytes", hot, shadow)
+		}
+	}
+}
+
+// TestNoMemory6: without memory for lines an Insert fails, and nothing has changed.
+func TestNoMemory6(t *testing.T) {
+	r := newRig6(t)
+	p := netip.MustParsePrefix("2001:db8::/32")
+	r.must(p, 3)
+	r.Commit()
+	mapped, next := r.lines.mapped, r.lines.next
+	r.lines.mapped = lineSpace/lineBytes - hugeLines
+	r.lines.next = r.lines.mapped - 32
+	if err := r.set(netip.MustParsePrefix("2001:db8:1::/48"), 4); !errors.Is(err, ErrFull) {
+		t.Error(err)
+	}
+	r.lines.mapped, r.lines.next = mapped, next
+	r.Commit()
+	r.sound()
+	r.same(edges6(p))
 }
