@@ -58,6 +58,7 @@ func (c *Config) check(errs *Errors) {
 	}
 	k.rest()
 	k.rings()
+	k.policy()
 	for i := range c.Routes {
 		k.route(&c.Routes[i], fmt.Sprintf("routes[%d]", i))
 	}
@@ -204,6 +205,7 @@ func (k *checker) port(p *Port, key string, memifs map[string]string, wires map[
 			k.fail(key, "%q or %q is missing", "read", "write")
 		}
 	}
+	k.inVRF(p.VRF, p.RPFilter, key)
 	k.addresses(p.Addresses, key, p.MTU)
 	tags := map[[2]uint16]string{}
 	for j := range p.Vlans {
@@ -218,6 +220,7 @@ func (k *checker) port(p *Port, key string, memifs map[string]string, wires map[
 			k.name(v.Name, vkey)
 		}
 		tags[[2]uint16{v.ID, v.Inner}] = vkey
+		k.inVRF(v.VRF, v.RPFilter, vkey)
 		k.addresses(v.Addresses, vkey, p.MTU)
 	}
 }
@@ -283,13 +286,23 @@ func (k *checker) knowsLinks() bool {
 }
 
 func (k *checker) route(r *Route, key string) {
-	if !k.need(r.To.IsValid(), key, "to") || !k.oneOf(r.Type, key+".type", "unicast", "blackhole", "unreachable", "prohibit") {
+	if !k.need(r.To.IsValid(), key, "to") || !k.oneOf(r.Type, key+".type", "unicast", "blackhole", "unreachable", "prohibit", "throw") {
 		return
 	}
 	if r.To.Addr().IsMulticast() {
 		k.fail(key+".to", "%s is multicast; routes here are unicast", r.To)
 	}
+	if _, err := k.c.TableOf(r.Table); err != nil {
+		k.fail(key+".table", "%s", err)
+	}
+	k.between(r.MTU, key+".mtu", 68, 65535)
+	if r.MTU != 0 && r.MTU < 1280 && r.To.Addr().Is6() {
+		k.fail(key+".mtu", "IPv6 needs an MTU of at least 1280")
+	}
 	if r.Type != "" && r.Type != "unicast" {
+		if r.MTU != 0 {
+			k.fail(key+".mtu", "a route of type %s has no path", r.Type)
+		}
 		if len(r.Via) != 0 || r.Dev != "" {
 			k.fail(key, "a route of type %s drops packets: it has neither via nor dev", r.Type)
 		}
@@ -416,10 +429,12 @@ func (k *checker) routesOnce() {
 	type id struct {
 		to     netip.Prefix
 		metric uint32
+		table  uint32
 	}
 	seen := map[id]int{}
 	for i, r := range k.c.Routes {
-		n := id{r.To, r.Metric}
+		table, _ := k.c.TableOf(r.Table)
+		n := id{r.To, r.Metric, table}
 		if o, ok := seen[n]; ok && r.To.IsValid() {
 			k.fail(fmt.Sprintf("routes[%d]", i), "routes[%d] goes to %s with metric %d already; list all gateways in one `via`, or give another metric", o, r.To, r.Metric)
 			continue

@@ -58,10 +58,12 @@ func (c Change) String() string {
 func Diff(from, to *Config) []Change {
 	var d differ
 	things(&d, "neighbour", from.Neighbours, to.Neighbours, func(n *Neighbour) string { return n.Address.String() + " on " + n.Port })
+	things(&d, "rule", ruleLines(from), ruleLines(to), func(r *ruleLine) string { return r.Text })
 	things(&d, "route", from.Routes, to.Routes, routeName)
 	things(&d, "multicast route", from.Multicast.Routes, to.Multicast.Routes, mrouteName)
 	things(&d, "boundary", from.Multicast.Boundaries, to.Multicast.Boundaries, func(b *Boundary) string { return b.Port + " for " + b.Groups.String() })
 	things(&d, "vlan", vlans(from), vlans(to), func(v *vlanOf) string { return v.Name })
+	things(&d, "vrf", from.VRFs, to.VRFs, func(v *VRF) string { return fmt.Sprintf("%s table %d", v.Name, v.Table) })
 	things(&d, "port", from.Ports, to.Ports, func(p *Port) string { return p.Name })
 	for _, s := range []struct {
 		kind string
@@ -79,13 +81,16 @@ func Diff(from, to *Config) []Change {
 
 // rank orders kinds by what they use: what is used comes later.
 func rank(c Change) int {
-	return slices.Index([]string{"neighbour", "route", "multicast route", "boundary", "vlan", "port"}, c.Kind)
+	return slices.Index([]string{"neighbour", "route", "multicast route", "boundary", "rule", "vlan", "port", "vrf"}, c.Kind)
 }
 
 func routeName(r *Route) string {
 	s := r.To.String()
 	if r.Metric != 0 {
 		s += fmt.Sprintf(" metric %d", r.Metric)
+	}
+	if r.Table != "" {
+		s += " table " + r.Table
 	}
 	return s
 }
@@ -95,6 +100,20 @@ func mrouteName(r *Mroute) string {
 		return "(*, " + r.Group.String() + ")"
 	}
 	return fmt.Sprintf("(%s, %s)", r.Source, r.Group)
+}
+
+// ruleLine is a rule with its place among those that have no preference of their own.
+type ruleLine struct {
+	Text  string `yaml:"name"`
+	Place string `yaml:"place"`
+}
+
+func ruleLines(c *Config) []ruleLine {
+	l := make([]ruleLine, len(c.Rules))
+	for i, r := range c.ParsedRules() {
+		l[i] = ruleLine{c.Rules[i], fmt.Sprint("pref ", r.Pref)}
+	}
+	return l
 }
 
 // vlanOf is a VLAN as a thing of its own.
@@ -141,7 +160,7 @@ func things[T any](d *differ, kind string, from, to []T, name func(*T) string) {
 
 // identity are the keys that name a thing: they stand in Change.Name. Those of multicast have others.
 var (
-	identity = []string{"name", "to", "metric", "address", "vlans"}
+	identity = []string{"name", "to", "metric", "table", "address", "vlans"}
 	mroutes  = []string{"group", "source", "port", "groups"}
 )
 

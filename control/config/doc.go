@@ -21,6 +21,8 @@ type Config struct {
 	Ports      []Port      `yaml:"ports"`
 	Pool       Pool        `yaml:"pool,omitzero"`
 	Workers    Workers     `yaml:"workers"`
+	VRFs       []VRF       `yaml:"vrfs,omitempty"`
+	Rules      []string    `yaml:"rules,omitempty"` // in the words of `ip rule`; see ParsedRules
 	Routes     []Route     `yaml:"routes,omitempty"`
 	Neighbours []Neighbour `yaml:"neighbours,omitempty"`
 	Multicast  Multicast   `yaml:"multicast,omitzero"`
@@ -43,8 +45,10 @@ type Port struct {
 	MTU       int            `yaml:"mtu,omitempty"`    // bytes; 0: left alone
 	MAC       MAC            `yaml:"mac,omitzero"`     // zero: chosen
 	Addresses []netip.Prefix `yaml:"addresses,omitempty"`
-	Host      string         `yaml:"host,omitempty"` // "kernel", "tap", "builtin"; "": by driver, see HostFor
-	Mode      string         `yaml:"mode,omitempty"` // afxdp: "zero-copy", "native", "generic"; "": the best that works
+	VRF       string         `yaml:"vrf,omitempty"`       // "": the kernel's, or none
+	RPFilter  string         `yaml:"rp_filter,omitempty"` // "off", "loose", "strict"; "": IPv4 by the kernel's, IPv6 off
+	Host      string         `yaml:"host,omitempty"`      // "kernel", "tap", "builtin"; "": by driver, see HostFor
+	Mode      string         `yaml:"mode,omitempty"`      // afxdp: "zero-copy", "native", "generic"; "": the best that works
 	Socket    string         `yaml:"socket,omitempty"`
 	Role      string         `yaml:"role,omitempty"` // memif: "server" or "client"
 	ID        uint32         `yaml:"id,omitempty"`
@@ -58,9 +62,11 @@ type Port struct {
 
 // Vlan is an interface for the tagged frames of a port.
 type Vlan struct {
-	ID        uint16         `yaml:"id"`              // outer or only tag, 1 to 4094
-	Inner     uint16         `yaml:"inner,omitempty"` // inner tag of QinQ; 0 for a single tag
-	Name      string         `yaml:"name,omitempty"`  // never empty after Load: port.id or port.id.inner
+	ID        uint16         `yaml:"id"`                  // outer or only tag, 1 to 4094
+	Inner     uint16         `yaml:"inner,omitempty"`     // inner tag of QinQ; 0 for a single tag
+	Name      string         `yaml:"name,omitempty"`      // never empty after Load: port.id or port.id.inner
+	VRF       string         `yaml:"vrf,omitempty"`       // as Port's, which does not hold for VLANs
+	RPFilter  string         `yaml:"rp_filter,omitempty"` // the same
 	Addresses []netip.Prefix `yaml:"addresses,omitempty"`
 }
 
@@ -83,7 +89,9 @@ type Route struct {
 	Via    []NextHop    `yaml:"via,omitempty"`
 	Dev    string       `yaml:"dev,omitempty"` // without Via: directly connected
 	Metric uint32       `yaml:"metric,omitempty"`
-	Type   string       `yaml:"type,omitempty"` // "unicast", "blackhole", "unreachable", "prohibit"; "" is unicast
+	Table  string       `yaml:"table,omitempty"` // see TableOf
+	MTU    int          `yaml:"mtu,omitempty"`   // of the path, bytes; 0: the port's
+	Type   string       `yaml:"type,omitempty"`  // "unicast", "blackhole", "unreachable", "prohibit", "throw"; "" is unicast
 }
 
 // NextHop is a gateway, written `[inet6] ADDR [dev NAME] [weight N]`.

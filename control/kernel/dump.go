@@ -62,6 +62,17 @@ func (r *Dumper) Read(tables []uint32, routes func([]Route), again func()) (*Dum
 	}); err != nil {
 		return nil, err
 	}
+	filters, err := readFilters(s)
+	if err != nil {
+		return nil, err
+	}
+	links := map[int]Link{}
+	for _, l := range d.Links {
+		links[l.Index] = l
+	}
+	for i := range d.Links {
+		d.Links[i] = d.Links[i].with(links, filters)
+	}
 	if err := steady(func() error {
 		d.Addrs = d.Addrs[:0]
 		return s.dump(unix.RTM_GETADDR, make([]byte, unix.SizeofIfAddrmsg), func(m message) {
@@ -91,7 +102,7 @@ func (r *Dumper) Read(tables []uint32, routes func([]Route), again func()) (*Dum
 		return nil, err
 	}
 	first := true
-	err := steady(func() error {
+	err = steady(func() error {
 		if !first {
 			again()
 		}

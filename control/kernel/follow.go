@@ -50,6 +50,7 @@ type Follower struct {
 	asks   *asker
 	tables map[uint32]bool // in use
 	extra  atomic.Pointer[[]uint32]
+	used   atomic.Pointer[[]uint32] // tables, in order
 
 	links   map[int]Link  // as announced
 	told    map[int]Link  // with what others say about them
@@ -222,6 +223,14 @@ func (f *Follower) Tables(ts []uint32) {
 	_ = f.events.f.SetReadDeadline(time.Unix(1, 0))
 }
 
+// Used are the tables that are followed at the moment. It may be called from any goroutine.
+func (f *Follower) Used() []uint32 {
+	if l := f.used.Load(); l != nil {
+		return *l
+	}
+	return nil
+}
+
 // retable works out which tables are in use, forgets what others had, and returns those that are new.
 func (f *Follower) retable() (fresh []uint32) {
 	used := map[uint32]bool{TableLocal: true, TableMain: true, TableDefault: true}
@@ -248,6 +257,8 @@ func (f *Follower) retable() (fresh []uint32) {
 	}
 	gone := slices.ContainsFunc(slices.Collect(maps.Keys(f.tables)), func(t uint32) bool { return !used[t] })
 	f.tables = used
+	list := slices.Sorted(maps.Keys(used))
+	f.used.Store(&list)
 	if gone {
 		for k := range f.slots {
 			if !used[k.table] {
@@ -368,17 +379,22 @@ func (f *Follower) setLink(l Link) {
 
 // tell reports a link with what others say about it.
 func (f *Follower) tell(index int) {
-	l := f.links[index]
-	if m := f.links[l.Master]; m.Kind == "vrf" && l.Master != 0 {
-		l.Table = m.Table
-	}
-	l.RPFilter = max(f.filters[netconfAll], f.filters[index])
+	l := f.links[index].with(f.links, f.filters)
 	if old, known := f.told[index]; known && old == l {
 		return
 	}
 	f.flush()
 	f.told[index] = l
 	f.sink.LinkChanged(l)
+}
+
+// with is the link with what its VRF and the filters say about it.
+func (l Link) with(links map[int]Link, filters map[int]uint8) Link {
+	if m := links[l.Master]; m.Kind == "vrf" && l.Master != 0 {
+		l.Table = m.Table
+	}
+	l.RPFilter = max(filters[netconfAll], filters[l.Index])
+	return l
 }
 
 func (f *Follower) tellMembers(master int) {

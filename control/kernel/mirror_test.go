@@ -290,7 +290,6 @@ func TestRules(t *testing.T) {
 	for _, fam := range []string{"-4", "-6"} {
 		for l := range strings.Lines(ns.Run(t, "ip", fam, "rule", "list")) {
 			l = strings.Join(strings.Fields(l), " ")
-			l = strings.Replace(l, "uidrange 0-5", "uidrange", 1)
 			want = append(want, l)
 		}
 	}

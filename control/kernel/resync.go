@@ -80,12 +80,8 @@ func (f *Follower) dumpLinks() error {
 	}); err != nil {
 		return err
 	}
-	filters := map[int]uint8{}
-	if err := f.dumps.dump(unix.RTM_GETNETCONF, []byte{unix.AF_INET, 0, 0, 0}, func(m message) {
-		if i, v, ok := parseNetconf(m.body); ok {
-			filters[i] = v
-		}
-	}); err != nil {
+	filters, err := readFilters(f.dumps)
+	if err != nil {
 		return err
 	}
 	f.filters = filters
@@ -111,6 +107,16 @@ func (f *Follower) dumpLinks() error {
 		}
 	}
 	return nil
+}
+
+// readFilters reads the reverse-path filters.
+func readFilters(s *socket) (map[int]uint8, error) {
+	filters := map[int]uint8{}
+	return filters, s.dump(unix.RTM_GETNETCONF, []byte{unix.AF_INET, 0, 0, 0}, func(m message) {
+		if i, v, ok := parseNetconf(m.body); ok {
+			filters[i] = v
+		}
+	})
 }
 
 // dumpObjects reads next-hop objects; kernels before 5.3 have none.

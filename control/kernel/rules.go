@@ -94,7 +94,9 @@ func parseRule(b []byte) (r rule.Rule, ok bool) {
 		case unix.FRA_L3MDEV:
 			r.L3mdev = len(v) != 0 && v[0] != 0
 		case unix.FRA_UID_RANGE:
-			r.UID = len(v) != 8 || u32(v) != 0 || u32(v[4:]) != ^uint32(0)
+			if len(v) == 8 {
+				r.UID, r.UIDLo, r.UIDHi = true, u32(v), u32(v[4:])
+			}
 		case unix.FRA_PROTOCOL:
 			if len(v) != 0 {
 				r.Protocol = v[0]

@@ -235,6 +235,7 @@ func place(c *config.Config, p *port) int {
 func alike(a, b *config.Port) bool {
 	x, y := *a, *b
 	x.Addresses, y.Addresses, x.Vlans, y.Vlans = nil, nil, nil, nil
+	x.VRF, y.VRF, x.RPFilter, y.RPFilter = "", "", "", ""
 	none := &config.Config{Ports: []config.Port{x}}
 	return len(config.Diff(none, &config.Config{Ports: []config.Port{y}})) == 0
 }

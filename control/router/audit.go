@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"millrace/control/api"
 	v1 "millrace/control/api/v1"
 	"millrace/control/kernel"
+	"millrace/control/rule"
 	"millrace/fib"
 	"millrace/pipeline/graph"
 	"millrace/pmd"
@@ -214,6 +216,10 @@ func (a *auditor) kernel(s *findings, routes *fib.RouteAudit) error {
 	r := a.r
 	r.mu.Lock()
 	follows := r.follower != nil && r.synced
+	var tables []uint32
+	if follows {
+		tables = r.follower.Used()
+	}
 	r.mu.Unlock()
 	if !follows {
 		return nil
@@ -230,7 +236,7 @@ func (a *auditor) kernel(s *findings, routes *fib.RouteAudit) error {
 	}
 	begin()
 	var unfit []fib.Key
-	d, err := a.dumper.Read([]uint32{kernel.TableLocal, kernel.TableMain}, func(batch []kernel.Route) {
+	d, err := a.dumper.Read(tables, func(batch []kernel.Route) {
 		s.rep.KernelRoutes += uint64(len(batch))
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -273,6 +279,7 @@ func (a *auditor) kernel(s *findings, routes *fib.RouteAudit) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	a.rules(s, d.Rules)
 	a.links(s, d.Links)
 	a.addresses(s, d.Addrs)
 	a.neighbours(s, d.Neighs)
@@ -324,6 +331,38 @@ func plural(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
+// rules compares the rules.
+func (a *auditor) rules(s *findings, rules []rule.Rule) {
+	r := a.r
+	for _, k := range rules {
+		if !slices.Contains(r.rules, k) {
+			s.fault("rule", k.String(), "kernel", k.String(), "", "")
+		}
+	}
+	for _, k := range r.rules {
+		if !slices.Contains(rules, k) {
+			s.fault("rule", k.String(), "kernel", "", k.String(), "the kernel has no such rule")
+		}
+	}
+	for _, o := range r.oddRules {
+		s.note("rule", o, "kernel", "", "", "packets that it is meant for take the way of all others")
+	}
+	if r.ruleErr != "" {
+		s.fault("rules", "all", "kernel", "", "those before", r.ruleErr)
+	}
+	v4, v6 := r.fib.Rules()
+	if have := [2][]fib.Rule{v4, v6}; !holds(have[0], r.given[0]) || !holds(have[1], r.given[1]) {
+		s.fault("rules", "of the forwarding table", "kernel", fmt.Sprint(r.given), fmt.Sprint(have), "")
+	}
+}
+
+// holds: the list has all rules of another; it may have that of VRFs besides.
+func holds(have, want []fib.Rule) bool {
+	return !slices.ContainsFunc(want, func(w fib.Rule) bool {
+		return !slices.ContainsFunc(have, func(h fib.Rule) bool { return reflect.DeepEqual(h, w) })
+	})
+}
+
 // links compares state, address and MTU of the kernel's interfaces with what packets meet.
 func (a *auditor) links(s *findings, links []kernel.Link) {
 	r := a.r
@@ -343,6 +382,13 @@ func (a *auditor) links(s *findings, links []kernel.Link) {
 		want := fmt.Sprintf("up %v", l.Up && l.Ready)
 		if want != have {
 			s.fault("link", l.Name, "kernel", want, have, "")
+		}
+		if k := r.known[l.Index]; k.Table != l.Table || k.RPFilter != l.RPFilter {
+			say := func(l kernel.Link) string { return fmt.Sprintf("table %d rp_filter %d", l.Table, l.RPFilter) }
+			s.fault("link", l.Name+" policy", "kernel", say(l), say(k), "")
+		}
+		if flags := r.checkFlags(i); e.Table != r.hot[r.tableOf(i)] || e.Flags&ifChecks != flags {
+			s.fault("link", l.Name+" policy", "fib", fmt.Sprintf("table %d checks %#x", r.hot[r.tableOf(i)], flags), fmt.Sprintf("table %d checks %#x", e.Table, e.Flags&ifChecks), "")
 		}
 		if l.MTU < 1<<16 && i == i.port.main && l.MTU != int(e.MTU) {
 			s.fault("link", l.Name+" mtu", "kernel", fmt.Sprint(l.MTU), fmt.Sprint(e.MTU), "")

@@ -94,6 +94,10 @@ func (r *Router) complaints() (why []string) {
 		}
 	}
 	why = append(why, r.waiting...)
+	why = append(why, r.oddRules...)
+	if r.ruleErr != "" {
+		why = append(why, "the rules are not those of the kernel: "+r.ruleErr)
+	}
 	if n := len(r.odd); n != 0 {
 		why = append(why, fmt.Sprintf("%s of the kernel cannot be followed; see `millrace audit`", plural(n, "route", "routes")))
 	}
@@ -250,10 +254,7 @@ func (r *Router) ListRoutes(_ context.Context, q *v1.ListRoutesRequest) (*v1.Rou
 func (r *Router) showRoute(x *fib.Route, mac map[neighKey]pmd.MAC, to netip.Addr) *v1.Route {
 	o := &v1.Route{Prefix: x.Prefix.String(), Type: x.Type.String(), Metric: x.Metric, Source: r.sourceOf(x)}
 	if x.Tag&tagKernel != 0 {
-		o.Protocol, o.Table = kernel.ProtocolName(uint8(x.Tag)), kernel.TableMain
-		if x.Tag&tagLocal != 0 {
-			o.Table = kernel.TableLocal
-		}
+		o.Protocol = kernel.ProtocolName(uint8(x.Tag))
 	}
 	for _, h := range x.NextHops {
 		n := &v1.NextHop{Weight: uint32(max(1, h.Weight))}
@@ -409,7 +410,11 @@ func (r *Router) AddRoute(_ context.Context, q *v1.AddRouteRequest) (*v1.AddRout
 		return nil, err
 	}
 	defer unlock()
-	k := fib.Key{Prefix: c.To, Source: fib.SourceAPI, Metric: c.Metric}
+	table, err := r.cfg.TableOf(c.Table)
+	if err != nil {
+		return nil, fmt.Errorf("%w: table: %w", api.ErrInvalid, err)
+	}
+	k := fib.Key{Table: fibTable(table), Prefix: c.To, Source: fib.SourceAPI, Metric: c.Metric}
 	if _, there := r.apiRoutes[k]; there && !q.Replace {
 		return nil, fmt.Errorf("%w: a route to %s with metric %d; use replace", api.ErrExists, c.To, c.Metric)
 	}

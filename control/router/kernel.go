@@ -34,6 +34,7 @@ func (r sink) LinkChanged(l kernel.Link) {
 	}
 	i.port.link = i.port.dev.Link()
 	r.refresh(i.port)
+	r.syncRules() // the link may be in another VRF
 }
 
 // adopt finds what a link of the kernel is to us: a port's device that came back, or a VLAN of a
@@ -262,13 +263,14 @@ func (r *Router) tellLocal() {
 // unfit: the route is one that the FIB cannot have, because it is for some packets to its destination only. Such are
 // counted in odd.
 func (r *Router) unfit(k *kernel.RouteKey) bool {
-	return k.TOS != 0 || k.From.IsValid() || k.Table != kernel.TableLocal && k.Table != kernel.TableMain
+	return k.TOS != 0 || k.From.IsValid()
 }
 
 func (r sink) RulesChanged(rules []rule.Rule) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.rules = slices.Clone(rules)
+	r.syncRules()
 }
 
 func (r sink) Synced() {
@@ -316,18 +318,15 @@ func keyOf(k *kernel.RouteKey) fib.Key {
 	if k.Table == kernel.TableLocal {
 		src = fib.SourceConnected
 	}
-	return fib.Key{Prefix: k.Dst, Source: src, Metric: k.Metric}
+	return fib.Key{Table: fibTable(k.Table), Prefix: k.Dst, Source: src, Metric: k.Metric}
 }
 
-// The tag of a kernel's route in the FIB: tagKernel, tagLocal for the local table, and its protocol.
-const (
-	tagKernel = 1 << 31
-	tagLocal  = 1 << 30
-)
+// tagKernel is in the tag of a kernel's route in the FIB, with its protocol.
+const tagKernel = 1 << 31
 
 var kernelTypes = map[kernel.RouteType]fib.RouteType{
 	kernel.Local: fib.Local, kernel.Anycast: fib.Local, kernel.Broadcast: fib.Broadcast, kernel.Multicast: fib.Multicast,
-	kernel.Blackhole: fib.Blackhole, kernel.Unreachable: fib.Unreachable, kernel.Prohibit: fib.Prohibit, kernel.Throw: fib.Unreachable,
+	kernel.Blackhole: fib.Blackhole, kernel.Unreachable: fib.Unreachable, kernel.Prohibit: fib.Prohibit, kernel.Throw: fib.Throw,
 }
 
 // way is what the FIB does for a kernel's path.
@@ -355,9 +354,6 @@ func (r *Router) translate(k *kernel.Route) (x fib.Route, ok bool) {
 	}
 	key := keyOf(&k.RouteKey)
 	x = fib.Route{Table: key.Table, Prefix: key.Prefix, Source: key.Source, Metric: key.Metric, Type: w.typ, NextHops: w.hops, Tag: tagKernel | uint32(k.Protocol)}
-	if k.Table == kernel.TableLocal {
-		x.Tag |= tagLocal
-	}
 	return x, w.ok
 }
 

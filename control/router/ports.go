@@ -51,6 +51,7 @@ type iface struct {
 	conf         []netip.Prefix // addresses from the configuration
 	given        []netip.Prefix // of these: added to the kernel's interface
 	made         bool           // the kernel's VLAN was made for it
+	vrf, check   string         // of the configuration: VRF and reverse-path check; "" for the kernel's
 	wanted       bool           // the configuration names it; else it follows from the kernel's
 }
 
@@ -329,6 +330,7 @@ func (r *Router) refresh(p *port) {
 		r.fill(i, true)
 		r.note(r.fib.SetIface(i.id, r.ifaceOptions()))
 	}
+	r.freeTables()
 }
 
 func (r *Router) ifaceOptions() fib.IfaceOptions {
@@ -338,9 +340,12 @@ func (r *Router) ifaceOptions() fib.IfaceOptions {
 // fill writes an interface's entry in the tables; up says whether it may be up.
 func (r *Router) fill(i *iface, up bool) {
 	p := i.port
+	i.configure(&p.cfg)
 	e := r.tables.Ifaces[i.id]
 	e.MAC, e.MTU = pipeline.MACWord(p.link.MAC), uint16(min(p.link.MTU, 65535))
-	e.Outer, e.Inner, e.Flags = i.outer, i.inner, 0
+	e.Outer, e.Inner, e.Flags = i.outer, i.inner, r.checkFlags(i)
+	table, room := r.hotTable(i)
+	e.Table = table
 	if i != p.main {
 		e.Port = p.idx
 	}
@@ -353,7 +358,7 @@ func (r *Router) fill(i *iface, up bool) {
 			e.MTU = uint16(min(k.MTU, 65535))
 		}
 	}
-	if up && p.dev != nil && p.link.Up && !p.link.Gone && (i.index == 0 || !follows || k.Up) {
+	if up && room && p.dev != nil && p.link.Up && !p.link.Gone && (i.index == 0 || !follows || k.Up) {
 		e.Flags |= graph.IfUp
 	}
 	if len(p.subs) != 0 {

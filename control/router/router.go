@@ -22,8 +22,8 @@
 //
 // # What of the kernel is not followed
 //
-// Rules (`ip rule`) and tables other than local and main, VRFs among them; routes for one type of service or source; a route's
-// own MTU and other metrics. Encapsulating next hops, and links that are not ports, make a route
+// Routes for one type of service or source only; rules with conditions that the FIB does not know (fibRule). They are told by
+// `show status` and `audit`. Encapsulating next hops, and links that are not ports, make a route
 // unreachable for forwarded packets.
 //
 // # Privileges
@@ -127,6 +127,11 @@ type Router struct {
 	fibErr    string                       // what did not fit, for people
 	rules     []rule.Rule                  // of the kernel
 	ways      map[*kernel.Path]way         // of the kernel's paths while byIndex is what it was
+	given     [2][]fib.Rule                // that the FIB has, by family
+	oddRules  []string                     // rules that it cannot have, and why
+	ruleErr   string                       // why it has not taken them all
+	extra     []uint32                     // tables that the follower was told of
+	hot       map[uint32]uint16            // numbers of the tables of interfaces, by the kernel's numbers
 	odd       map[kernel.RouteKey]struct{} // routes of the kernel that the FIB cannot have
 	captures  []*sentCapture
 	auditor   auditor
@@ -151,7 +156,7 @@ func New(cfg *config.Config, o Options) (*Router, error) {
 		neighs: map[neighKey]kernel.Neigh{}, pinned: map[neighKey]pmd.MAC{}, foreign: map[int]bool{},
 		multicast: newMroutes(),
 		seed:      rand.Uint64(),
-		apiRoutes: map[fib.Key]config.Route{}, static: map[fib.Key]fib.Route{}, ways: map[*kernel.Path]way{}, odd: map[kernel.RouteKey]struct{}{},
+		apiRoutes: map[fib.Key]config.Route{}, static: map[fib.Key]fib.Route{}, ways: map[*kernel.Path]way{}, odd: map[kernel.RouteKey]struct{}{}, hot: map[uint32]uint16{},
 	}
 	r.auditor.r = r
 	return r, cfg.Check()
@@ -251,6 +256,7 @@ func (r *Router) start() error {
 	for i := range r.cfg.Ports {
 		r.ports = append(r.ports, r.newPort(r.cfg.Ports[i]))
 	}
+	r.syncRules()
 	return nil
 }
 
@@ -375,7 +381,9 @@ func (r *Router) followLocked() error {
 			r.log.Error("following the kernel", zap.Error(err))
 		}
 	}()
+	r.extra = nil
 	r.follower, r.stopKern = f, func() { cancel(); <-done }
+	r.syncRules()
 	return r.followMroutes()
 }
 

@@ -19,9 +19,16 @@ import (
 // neighbours, and the connected networks of ports with the built-in host. It is called after every
 // change that may lead a gateway to another interface.
 func (r *Router) syncStatic() {
+	r.syncRules()
 	want := map[fib.Key]fib.Route{}
 	r.waiting = nil
 	r.connected(want)
+	for _, v := range r.cfg.VRFs {
+		for _, p := range []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)} {
+			x := fib.Route{Table: fibTable(v.Table), Prefix: p, Type: fib.Unreachable, Source: fib.SourceFile, Metric: lastResort}
+			want[x.Key()] = x
+		}
+	}
 	add := func(c *config.Route, src fib.Source) {
 		x, err := r.resolve(c, src)
 		if err != nil {
@@ -55,6 +62,10 @@ func (r *Router) syncStatic() {
 	r.syncPinned()
 }
 
+// lastResort is the metric of the route that keeps packets of a VRF from the tables of others, as the kernel's documentation of VRFs
+// advises. The kernel's routes come before it.
+const lastResort = 4278198272
+
 // connected adds the networks and addresses of ports that no kernel sees.
 func (r *Router) connected(want map[fib.Key]fib.Route) {
 	for _, i := range r.ifaces {
@@ -62,10 +73,11 @@ func (r *Router) connected(want map[fib.Key]fib.Route) {
 			continue
 		}
 		for _, a := range append(slices.Clone(i.conf), linkLocal(i.port.link.MAC)) {
-			x := fib.Route{Prefix: netip.PrefixFrom(a.Addr(), a.Addr().BitLen()), Type: fib.Local, Source: fib.SourceConnected}
+			table := r.tableOf(i)
+			x := fib.Route{Table: table, Prefix: netip.PrefixFrom(a.Addr(), a.Addr().BitLen()), Type: fib.Local, Source: fib.SourceConnected}
 			want[x.Key()] = x
 			if a.Bits() < a.Addr().BitLen() && !a.Addr().IsLinkLocalUnicast() {
-				n := fib.Route{Prefix: a.Masked(), Source: fib.SourceConnected, NextHops: []fib.NextHop{{Iface: i.id}}}
+				n := fib.Route{Table: table, Prefix: a.Masked(), Source: fib.SourceConnected, NextHops: []fib.NextHop{{Iface: i.id}}}
 				want[n.Key()] = n
 			}
 		}
@@ -79,12 +91,16 @@ func (r *Router) syncConnected() error {
 }
 
 var configTypes = map[string]fib.RouteType{"": fib.Unicast, "unicast": fib.Unicast, "blackhole": fib.Blackhole,
-	"unreachable": fib.Unreachable, "prohibit": fib.Prohibit}
+	"unreachable": fib.Unreachable, "prohibit": fib.Prohibit, "throw": fib.Throw}
 
 // resolve makes the FIB's route of a static one: it finds the interface of each gateway. With an error, the
 // route has the next hops that were found.
 func (r *Router) resolve(c *config.Route, src fib.Source) (fib.Route, error) {
-	x := fib.Route{Prefix: c.To.Masked(), Type: configTypes[c.Type], Source: src, Metric: c.Metric}
+	table, err := r.cfg.TableOf(c.Table)
+	if err != nil {
+		return fib.Route{}, err
+	}
+	x := fib.Route{Table: fibTable(table), Prefix: c.To.Masked(), Type: configTypes[c.Type], Source: src, Metric: c.Metric}
 	if x.Type != fib.Unicast {
 		return x, nil
 	}
@@ -99,7 +115,7 @@ func (r *Router) resolve(c *config.Route, src fib.Source) (fib.Route, error) {
 		if dev != "" {
 			i = r.named(dev)
 		} else {
-			i = r.toward(h.Addr)
+			i = r.toward(h.Addr, x.Table)
 		}
 		switch {
 		case i == nil && dev != "":
@@ -107,7 +123,7 @@ func (r *Router) resolve(c *config.Route, src fib.Source) (fib.Route, error) {
 		case i == nil:
 			missing = append(missing, fmt.Sprintf("gateway %s is in no network of a port", h.Addr))
 		default:
-			x.NextHops = append(x.NextHops, fib.NextHop{Via: h.Addr, Iface: i.id, Weight: h.Weight})
+			x.NextHops = append(x.NextHops, fib.NextHop{Via: h.Addr, Iface: i.id, Weight: h.Weight, MTU: c.MTU})
 		}
 	}
 	if missing != nil {
@@ -133,14 +149,18 @@ func (r *Router) named(name string) *iface {
 	return nil
 }
 
-// toward is the interface with the longest network that has the address; of equal ones the first.
-func (r *Router) toward(a netip.Addr) *iface {
+// toward is the interface with the longest network that has the address; of equal ones the first. For the table of a VRF it is one in the VRF, and
+// otherwise one in none.
+func (r *Router) toward(a netip.Addr, table uint32) *iface {
+	if !slices.ContainsFunc(slices.Collect(maps.Values(r.ifaces)), func(i *iface) bool { return r.tableOf(i) == table }) {
+		table = 0
+	}
 	var best *iface
 	bits := -1
 	for id, ps := range r.tables.Addrs.Load().By {
 		for _, p := range ps {
 			if p.Masked().Contains(a) && !p.Addr().IsLinkLocalUnicast() && (p.Bits() > bits || p.Bits() == bits && id < best.id) {
-				if i := r.ifaces[id]; i != nil {
+				if i := r.ifaces[id]; i != nil && r.tableOf(i) == table {
 					best, bits = i, p.Bits()
 				}
 			}

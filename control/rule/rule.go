@@ -22,8 +22,9 @@ type Rule struct {
 	Proto         uint8        // IP protocol; 0 for all
 	SPorts        Ports
 	DPorts        Ports
-	L3mdev        bool   // holds for interfaces in a VRF, and Table is the VRF's
-	UID           bool   // holds for sockets of some users only, so never for forwarded packets
+	L3mdev        bool // holds for interfaces in a VRF, and Table is the VRF's
+	UID           bool // holds for sockets of users UIDLo to UIDHi only; forwarded packets count as user 0's
+	UIDLo, UIDHi  uint32
 	TunID         uint64 // key of the tunnel that the packet came by; 0 for all
 	Unknown       string // conditions that Millrace does not know, in words, so that it cannot say whether they hold
 	Action        Action
@@ -117,7 +118,7 @@ func (r Rule) String() string {
 		say(" oif %s", r.OIF)
 	}
 	if r.UID {
-		say(" uidrange")
+		say(" uidrange %d-%d", r.UIDLo, r.UIDHi)
 	}
 	if r.Proto != 0 {
 		say(" ipproto %s", protoName(r.Proto))
