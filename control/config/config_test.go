@@ -71,7 +71,7 @@ func TestErrors(t *testing.T) {
 		{"inet6 of IPv4", lan + "routes:\n  - {to: default, via: inet6 192.0.2.9}\n", "is not a gateway"},
 		{"hash", lan + "multipath: {hash: l5}\n", "multipath.hash"},
 		{"families", lan + "routes:\n  - {to: \"2001:db8:9::/48\", via: 192.0.2.9}\n", "an IPv4 gateway for the IPv6 prefix 2001:db8:9::/48"},
-		{"default of IPv6", lan + "routes:\n  - {to: default, via: \"2001:db8::9\"}\n", "or for the default route of IPv6 `to: ::/0`"},
+		{"default of IPv6", lan + "routes:\n  - {to: default, via: \"2001:db8::9\"}\n", "for the default route of IPv6 write `to: ::/0`"},
 		{"link-local", lan + "routes:\n  - {to: \"2001:db8:9::/48\", via: \"fe80::1\"}\n", "fe80::1 is link-local: write `fe80::1 dev NAME`"},
 		{"via dev", lan + "routes:\n  - {to: 198.51.100.0/24, via: 192.0.3.9 dev lan2}\n", `routes[0].via[0]: there is no port or VLAN "lan2"; did you mean "lan1"?`},
 		{"via words", lan + "routes:\n  - {to: 198.51.100.0/24, via: 192.0.2.9 on lan1}\n", "\"on\" after the gateway: only `dev NAME` and `weight N` can follow"},

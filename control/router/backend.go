@@ -1,6 +1,7 @@
 package router
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -252,7 +253,7 @@ func (r *Router) ListRoutes(_ context.Context, q *v1.ListRoutesRequest) (*v1.Rou
 
 // showRoute tells a route; to is the destination asked for, where there was one.
 func (r *Router) showRoute(x *fib.Route, mac map[neighKey]pmd.MAC, to netip.Addr) *v1.Route {
-	o := &v1.Route{Prefix: x.Prefix.String(), Type: x.Type.String(), Metric: x.Metric, Source: r.sourceOf(x)}
+	o := &v1.Route{Prefix: x.Prefix.String(), Type: x.Type.String(), Metric: x.Metric, Source: r.sourceOf(x), Table: cmp.Or(x.Table, kernel.TableMain)}
 	if x.Tag&tagKernel != 0 {
 		o.Protocol = kernel.ProtocolName(uint8(x.Tag))
 	}
