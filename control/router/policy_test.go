@@ -83,7 +83,7 @@ func TestConfigRules(t *testing.T) {
 	l := newLab(t)
 	r := start(t, l.router, twoPorts+`
 routes: [{to: 10.0.2.0/24, dev: r1, table: 100, mtu: 1300}]
-rules: ["from 10.0.1.2 lookup 100", "iif r0 prohibit"]
+rules: ["from 10.0.1.2 lookup 100", "to 10.0.1.0/24 lookup main", "iif r0 prohibit"]
 `)
 	pings(t, l.client, "10.0.2.2", true)
 	pings(t, l.client, "2001:db8:2::2", false) // a rule without addresses is for both families
