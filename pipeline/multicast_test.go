@@ -178,6 +178,8 @@ func mcastWant(routes map[mcast.Key]mcast.Route, in int, l3 []byte, up func(uint
 		}
 	}
 	switch {
+	case r.Host:
+		return nil, "multicast/for-kernel"
 	case int(r.In) != in:
 		return nil, "multicast/wrong-interface"
 	case r.Boundary:
@@ -237,7 +239,7 @@ func TestMulticastModel(t *testing.T) {
 			b.tables.Ifaces[i].Flags ^= graph.IfUp
 			b.iface(i)
 		default:
-			r := mcast.Route{Key: k, In: uint16(1 + rnd.IntN(5)), Boundary: rnd.IntN(10) == 0}
+			r := mcast.Route{Key: k, In: uint16(1 + rnd.IntN(5)), Boundary: rnd.IntN(10) == 0, Host: rnd.IntN(10) == 0}
 			for _, i := range rnd.Perm(5)[:rnd.IntN(6)] {
 				r.Out = append(r.Out, mcast.Out{Iface: uint16(i + 1), TTL: uint8(rnd.IntN(3) * 30)})
 			}
@@ -262,7 +264,7 @@ func TestMulticastModel(t *testing.T) {
 				c := counts[key.Key]
 				c.Packets++
 				c.Bytes += uint64(len(l3))
-				if int(r.In) != in {
+				if int(r.In) != in && !r.Host {
 					c.Wrong++
 				}
 				counts[key.Key] = c

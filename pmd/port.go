@@ -145,6 +145,8 @@ type Group struct {
 	// Sample: about one packet a second passes to the kernel instead, which has a route for it too: so
 	// that its counters rise, and daemons that look at them keep the route.
 	Sample bool
+	// Pass: packets of this source pass to the kernel, though those of any other come.
+	Pass bool
 }
 
 // Config asks for a port. Fields that a driver does not know are errors.

@@ -158,6 +158,12 @@ func (r *Router) syncMroutes() {
 			want[k] = l[0].route
 		}
 	}
+	// A source that is left to the kernel must not fall to the route for any source.
+	for k, l := range m.known {
+		if any, ok := want[mcast.Key{Group: k.Group}]; ok && k.Source.IsValid() && (l[0].state == "kernel" || l[0].state == "unresolved") {
+			want[k] = mcast.Route{Key: k, In: any.In, Host: true}
+		}
+	}
 	for k, x := range want {
 		if old, ok := m.hot[k]; ok && reflect.DeepEqual(old, x) {
 			continue
@@ -191,7 +197,7 @@ func (r *Router) setGroups(p *port, want map[mcast.Key]mcast.Route) {
 	var l []pmd.Group
 	for k, x := range want {
 		if i := r.ifaces[x.In]; i != nil && i.port == p {
-			l = append(l, pmd.Group{Group: k.Group, Source: k.Source, Outer: i.outer, Inner: i.inner, Sample: x.Kernel})
+			l = append(l, pmd.Group{Group: k.Group, Source: k.Source, Outer: i.outer, Inner: i.inner, Sample: x.Kernel, Pass: x.Host})
 		}
 	}
 	slices.SortFunc(l, func(a, b pmd.Group) int {

@@ -147,6 +147,41 @@ func testMulticast(t *testing.T, yaml string) {
 	}
 }
 
+// TestMulticastLeft: a source whose route is left to the kernel does not take the route for any source.
+func TestMulticastLeft(t *testing.T) {
+	l := newLab(t)
+	testnet.Veth(t, l.router, "r2", l.server, "s2")
+	r := start(t, l.router, twoPorts) // r2 is none of them
+	m := l.router.Mrouter(t, "r0", "r1", "r2")
+	group := netip.MustParseAddrPort("239.1.1.1:5000")
+	a := group.Addr()
+	s := l.client.Sender(t, "c0", group, 5)
+	w, there := l.server.Join(t, "s0", group), l.server.Join(t, "s2", group)
+	m.Add(netip.IPv4Unspecified(), a, "r0", 1, "r0", "r1")
+	waitMroute(t, r, a, "forwarding")
+	m.Add(s.Source(), a, "r0", 1, "r1", "r2")
+	wait(t, "the second route", func() error {
+		if l, err := r.ListMroutes(context.Background(), &v1.ListMroutesRequest{}); err != nil || len(l.Mroutes) != 2 || l.Mroutes[1].State != "kernel" {
+			return fmt.Errorf("%v, %v", l, err)
+		}
+		return nil
+	})
+	flow(t, s, 20)
+	arrives(t, w, 20)
+	arrives(t, there, 20)
+	if n := mrouteOf(t, r, a).Packets; n != 0 {
+		t.Errorf("%d packets took the route for any source", n)
+	}
+	m.Del(s.Source(), a)
+	wait(t, "the route for any source to be taken", func() error {
+		flow(t, s, 1)
+		if n := mrouteOf(t, r, a).Packets; n == 0 {
+			return fmt.Errorf("%d packets", n)
+		}
+		return nil
+	})
+}
+
 // kernelPackets is what the kernel counts for a group.
 func kernelPackets(t *testing.T, ns *testnet.NS, group netip.Addr) (n uint64) {
 	t.Helper()

@@ -13,7 +13,7 @@ var (
 	XNoRoute = graph.NewReason(graph.ReasonInfo{Stage: "multicast", Name: "no-route", Kind: graph.Host, To: "host",
 		Doc: "No multicast route covers the group and source: the host gets the packet. It may listen itself, and it tells its multicast routing daemon of a source that is new."})
 	XKernel = graph.NewReason(graph.ReasonInfo{Stage: "multicast", Name: "for-kernel", Kind: graph.Host, To: "host",
-		Doc: "A packet of one of the kernel's multicast routes that the kernel forwards instead: one a second, so that its counters rise and the routing daemon keeps the route; and what may owe a daemon a message, such as a packet by a wrong interface (PIM assert)."})
+		Doc: "A packet of one of the kernel's multicast routes that the kernel forwards instead: one a second, so that its counters rise and the routing daemon keeps the route; what may owe a daemon a message, such as a packet by a wrong interface (PIM assert); and sources whose routes are left to the kernel."})
 	XLocal = graph.NewReason(graph.ReasonInfo{Stage: "multicast", Name: "local", Kind: graph.Host, To: "host",
 		Doc: "The router itself listens to the group: the host gets the packet, and the outgoing interfaces replicas."})
 	XWrongIface = graph.NewReason(graph.ReasonInfo{Stage: "multicast", Name: "wrong-interface",
@@ -98,6 +98,8 @@ func (s *replicator) one(v *graph.Vector, i uint8) {
 	c.Bytes += uint64(v.Len[i])
 	why := graph.Reason(0)
 	switch {
+	case e.flags&fHost != 0:
+		why = XKernel
 	case e.in != v.In[i]:
 		c.Wrong++
 		if why = XWrongIface; s.kernel(e, c, v.In[i], e.key.s1 == 0) {

@@ -54,6 +54,8 @@ type Route struct {
 	Kernel bool
 	// Local: the router itself listens to the group on In. The host gets a packet too.
 	Local bool
+	// Host: packets are the host's, though there is a route for any source of the group.
+	Host bool
 	// Boundary: In is a boundary of the group's scope, so that all packets are dropped.
 	Boundary bool
 }
@@ -111,6 +113,7 @@ const (
 	fKernel = 1 << iota
 	fLocal
 	fBoundary
+	fHost
 )
 
 // gone marks the place of a removed route. No packet has its key.
@@ -262,7 +265,7 @@ func (t *Table) Set(r Route) error {
 	}
 	r.Out = slices.Clone(r.Out)
 	e := &entry{key: r.Key.hot(), in: r.In, out: r.Out, route: r, since: time.Now()}
-	for f, on := range map[uint8]bool{fKernel: r.Kernel, fLocal: r.Local, fBoundary: r.Boundary} {
+	for f, on := range map[uint8]bool{fKernel: r.Kernel, fLocal: r.Local, fBoundary: r.Boundary, fHost: r.Host} {
 		if on {
 			e.flags |= f
 		}

@@ -28,9 +28,12 @@ func (p *Port) SetGroups(groups []pmd.Group) error {
 		if g.Source.IsValid() {
 			k.Source = g.Source.As16()
 		}
-		var s groupState
-		if g.Sample {
-			s.Sample = 1
+		s := groupState{What: groupTake}
+		switch {
+		case g.Pass:
+			s.What = groupPass
+		case g.Sample:
+			s.What = groupSample
 		}
 		want[k] = s
 	}
@@ -43,7 +46,7 @@ func (p *Port) SetGroups(groups []pmd.Group) error {
 	for it := p.maps.group.Iterate(); it.Next(&k, &s); {
 		if w, stays := want[k]; !stays {
 			old = append(old, k)
-		} else if w.Sample == s.Sample {
+		} else if w.What == s.What {
 			delete(want, k)
 		}
 	}
@@ -146,7 +149,8 @@ func (m *maps) groups() asm.Instructions {
 	return append(p,
 		asm.JEq.Imm(asm.R0, 0, "pass"),
 		asm.LoadMem(asm.R2, asm.R0, 0, asm.DWord).WithSymbol("member"),
-		asm.JEq.Imm(asm.R2, 0, "take"),
+		asm.JEq.Imm(asm.R2, groupTake, "take"),
+		asm.JEq.Imm(asm.R2, groupPass, "pass"),
 		asm.Mov.Reg(asm.R9, asm.R0),
 		asm.FnKtimeGetNs.Call(),
 		asm.LoadMem(asm.R2, asm.R9, 8, asm.DWord),

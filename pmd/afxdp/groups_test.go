@@ -27,6 +27,9 @@ func testGroups(t *testing.T, mode string) {
 	groups := []pmd.Group{
 		{Group: a("239.1.1.1"), Source: a("10.0.0.2")},
 		{Group: a("239.1.1.2")},
+		{Group: a("239.1.1.2"), Source: a("10.0.0.9"), Pass: true},
+		{Group: a("239.1.1.5")},
+		{Group: a("239.1.1.5"), Source: a("10.0.0.2"), Pass: true},
 		{Group: a("239.1.1.3"), Source: a("10.0.0.2"), Outer: 10},
 		{Group: a("239.1.1.3"), Source: a("10.0.0.2"), Outer: 10, Inner: 11},
 		{Group: a("239.1.1.4"), Source: a("10.0.0.3")},
@@ -83,6 +86,7 @@ func testGroups(t *testing.T, mode string) {
 		{"source and group, IGMP", m4("239.1.1.1", 9, 2, v4), false},
 		{"source and group, tagged", m4("239.1.1.1", 9, 17, 0x8100, v4), false},
 		{"any source", m4("239.1.1.2", 9, 17, v4), true},
+		{"any source but this", m4("239.1.1.5", 9, 17, v4), false},
 		{"one tag", m4("239.1.1.3", 9, 17, 0x8100, v4), true},
 		{"two tags", m4("239.1.1.3", 9, 17, 0x88a8, 0x8100, v4), true},
 		{"no tag", m4("239.1.1.3", 9, 17, v4), false},

@@ -57,9 +57,16 @@ type groupKey struct {
 
 // groupState is what is known of one.
 type groupState struct {
-	Sample uint64 // 1: the kernel gets a packet a second
-	Last   uint64 // when it got one, by bpf_ktime_get_ns; written by the program
+	What uint64
+	Last uint64 // when the kernel got a packet, by bpf_ktime_get_ns; written by the program
 }
+
+// What becomes of a group's packets.
+const (
+	groupTake   = iota // they come to Millrace
+	groupSample        // but for one a second
+	groupPass          // they pass to the kernel
+)
 
 func newMaps(queues int) (m maps, err error) {
 	for _, s := range []struct {
