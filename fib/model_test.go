@@ -491,7 +491,7 @@ func TestRandomChanges(t *testing.T) {
 			r.iface(1, true)
 		}
 	}
-	if s := r.Stats(); s.Blocks4 < 3 || s.Prefixes6 < 10 || s.Buckets == 0 || s.Adjs == 0 {
+	if s := r.Stats(); !testing.Short() && (s.Blocks4 < 3 || s.Prefixes6 < 10 || s.Buckets == 0 || s.Adjs == 0) {
 		t.Errorf("the random changes did not reach all of the tables: %+v", s)
 	}
 	r.clearAll()
