@@ -4,8 +4,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"slices"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"millrace/internal/clock"
 	"millrace/pipeline/graph"
@@ -105,6 +109,96 @@ func BenchmarkUpdate(b *testing.B) {
 				}
 				n++
 			}
+		})
+	}
+}
+
+// BenchmarkLoad gives a FIB a real table at once, with 256 next hops.
+func BenchmarkLoad(b *testing.B) {
+	for _, file := range []string{"v4.txt.gz", "v6.txt.gz"} {
+		b.Run(file[:2], func(b *testing.B) {
+			routes := benchRoutes(b, file)
+			for b.Loop() {
+				b.StopTimer()
+				r := newRig(b)
+				r.iface(1, true)
+				var before, after runtime.MemStats
+				runtime.GC()
+				runtime.ReadMemStats(&before)
+				runtime.LockOSThread()
+				b.StartTimer()
+				t := threadCPU()
+				if err := r.Update(routes, nil); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				b.ReportMetric((threadCPU() - t).Seconds(), "cpu-s")
+				runtime.UnlockOSThread()
+				runtime.GC()
+				runtime.ReadMemStats(&after)
+				b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/float64(len(routes)), "heap-bytes/route")
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(len(routes))*float64(b.N)/b.Elapsed().Seconds(), "routes/s")
+		})
+	}
+}
+
+// threadCPU is the time that this thread has run: on a machine shared with others the clock says little.
+func threadCPU() time.Duration {
+	var u unix.Rusage
+	unix.Getrusage(unix.RUSAGE_THREAD, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func benchRoutes(b *testing.B, file string) (routes []Route) {
+	rnd := rand.New(rand.NewPCG(1, 1))
+	for _, p := range bgp(b, file, 1<<20) {
+		routes = append(routes, Route{Prefix: p, NextHops: []NextHop{{Via: netip.AddrFrom16([16]byte{0xfe, 0x80, 15: byte(rnd.IntN(256))}), Iface: 1}}, Source: SourceKernel})
+	}
+	return routes
+}
+
+// BenchmarkStream is updates in batches: other next hops, withdrawals, and routes that come back.
+func BenchmarkStream(b *testing.B) {
+	for _, file := range []string{"v4.txt.gz", "v6.txt.gz"} {
+		b.Run(file[:2], func(b *testing.B) {
+			r := newRig(b)
+			r.iface(1, true)
+			routes := benchRoutes(b, file)
+			if err := r.Update(routes, nil); err != nil {
+				b.Fatal(err)
+			}
+			rnd := rand.New(rand.NewPCG(2, 2))
+			const batch = 256
+			add, gone := make([]Route, 0, batch), make([]Key, 0, batch)
+			var back []Route
+			n, spent := 0, time.Duration(0)
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			for i := range 1000 { // neighbours, as a router has
+				r.setNeigh(1, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), pmd.MAC{2})
+			}
+			for b.Loop() {
+				add, gone = append(add[:0], back...), gone[:0]
+				back = back[:0]
+				for len(add)+len(gone) < batch {
+					x := routes[rnd.IntN(len(routes))]
+					if rnd.IntN(4) == 0 {
+						gone, back = append(gone, x.Key()), append(back, x)
+					} else {
+						x.NextHops = routes[rnd.IntN(len(routes))].NextHops
+						add = append(add, x)
+					}
+				}
+				t := threadCPU()
+				if err := r.Update(add, gone); err != nil {
+					b.Fatal(err)
+				}
+				spent += threadCPU() - t
+				n += batch
+			}
+			b.ReportMetric(float64(n)/spent.Seconds(), "updates/cpu-s")
 		})
 	}
 }

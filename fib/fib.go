@@ -62,6 +62,7 @@ type FIB struct {
 	dropped []*hopset // wanted by a route once less
 	touched []*table  // see touch
 	undo    []saved   // what the Update in progress changed
+	before  []cand    // of undo
 	stale   bool      // the policy is not as interfaces, rules and tables are
 	changed bool
 	retired retired
@@ -69,16 +70,16 @@ type FIB struct {
 
 // entry is a prefix that some source has a route for, or an address with a neighbour.
 type entry struct {
-	t     *table
-	pfx   netip.Prefix
-	cands []cand
-	inst  *hopset // what the hot table has
-	want  *hopset // what it should have, while dirty
-	near  int     // interfaces on which the address is a known neighbour
-	dirty bool
-	saved bool // in the undo list of the Update in progress
-
-	listed bool // scratch of hopset.entriesOf
+	t      *table
+	pfx    netip.Prefix
+	cands  []cand
+	inst   *hopset // what the hot table has
+	want   *hopset // what it should have, while dirty
+	near   int32   // interfaces on which the address is a known neighbour
+	dirty  bool
+	saved  bool    // in the undo list of the Update in progress
+	listed bool    // scratch of hopset.entriesOf
+	one    [1]cand // where cands are while there is one, as of most entries
 }
 
 // cand is a route of an entry.
@@ -273,7 +274,8 @@ func (f *FIB) withdraw(t *table, k *Key) {
 func (f *FIB) save(e *entry) {
 	if !e.saved {
 		e.saved = true
-		f.undo = append(f.undo, saved{e, slices.Clone(e.cands)})
+		f.undo = append(f.undo, saved{e, len(f.before), len(e.cands)})
+		f.before = append(f.before, e.cands...)
 	}
 	f.mark(e)
 }
@@ -281,20 +283,22 @@ func (f *FIB) save(e *entry) {
 // revert is settle's undo for Update.
 func (f *FIB) revert() {
 	for _, s := range f.undo {
-		for _, c := range s.e.cands {
-			f.dropped = append(f.dropped, c.set)
+		e, was := s.e, f.before[s.at:s.at+s.n]
+		for i := range e.cands {
+			f.dropped = append(f.dropped, e.cands[i].set)
 		}
-		f.number(s.e, len(s.cands)-len(s.e.cands))
-		s.e.cands = s.cands
-		for i := range s.cands {
-			f.refer(s.e, &s.cands[i])
+		f.number(e, len(was)-len(e.cands))
+		e.cands = append(e.one[:0], was...)
+		for i := range e.cands {
+			f.refer(e, &e.cands[i])
 		}
 	}
 }
 
+// saved is an entry with the routes that it had: n of FIB.before.
 type saved struct {
 	e     *entry
-	cands []cand
+	at, n int
 }
 
 // derive adds or removes what follows from a connected prefix: IPv4's broadcast
@@ -371,6 +375,7 @@ func (t *table) entry(p netip.Prefix) *entry {
 	e, ok := t.rib.Get(p)
 	if !ok {
 		e = &entry{t: t, pfx: p}
+		e.cands = e.one[:0]
 		t.rib.Insert(p, e)
 	}
 	return e
@@ -617,17 +622,24 @@ func (f *FIB) sweep() {
 			e.t.rib.Delete(e.pfx)
 		}
 	}
-	clear(f.left)
-	clear(f.dropped)
-	clear(f.dirty)
-	clear(f.undo)
-	f.left, f.dropped, f.dirty, f.undo = f.left[:0], f.dropped[:0], f.dirty[:0], f.undo[:0]
+	f.left, f.dropped, f.dirty, f.undo, f.before = wipe(f.left), wipe(f.dropped), wipe(f.dirty), wipe(f.undo), wipe(f.before)
 	f.main.commit()
 	if f.changed {
 		f.changed = false
 		f.gen.Add(1)
 	}
 	f.retire()
+}
+
+// maxScratch bounds the elements that a list keeps room for from change to change.
+const maxScratch = 1 << 14
+
+func wipe[T any](l []T) []T {
+	if cap(l) > maxScratch {
+		return nil
+	}
+	clear(l)
+	return l[:0]
 }
 
 // retire gives numbers back once no worker reads what they name.

@@ -312,10 +312,10 @@ func (f *FIB) beside(t *table, a netip.Addr, n int) {
 	}
 	p := netip.PrefixFrom(a, a.BitLen())
 	e := t.entry(p)
-	e.near += n
+	e.near += int32(n)
 	if e.near == 0 {
 		t.near.Delete(p)
-	} else if e.near == n {
+	} else if int(e.near) == n {
 		t.near.Insert(p, e)
 	}
 	f.mark(e)
