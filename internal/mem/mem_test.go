@@ -76,3 +76,35 @@ func TestOf(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// resident is how many of the bytes have memory of their own.
+func resident(t *testing.T, b []byte) (n int) {
+	t.Helper()
+	size := unix.Getpagesize()
+	v := make([]byte, (len(b)+size-1)/size)
+	if _, _, e := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), uintptr(unsafe.Pointer(&v[0]))); e != 0 {
+		t.Fatal(e)
+	}
+	for _, x := range v {
+		n += int(x&1) * size
+	}
+	return n
+}
+
+func TestLazy(t *testing.T) {
+	s, err := Lazy[uint32](1 << 28)
+	if err != nil {
+		t.Skip(err)
+	}
+	for i := 0; i < len(s); i += 1 << 24 {
+		if s[i]++; s[i] != 1 {
+			t.Fatalf("element %d was %d", i, s[i]-1)
+		}
+	}
+	if n := resident(t, unsafe.Slice((*byte)(unsafe.Pointer(&s[0])), 4*len(s))); n != 16*unix.Getpagesize() {
+		t.Errorf("16 elements far from each other take %d bytes", n)
+	}
+	if err := FreeLazy(s); err != nil {
+		t.Error(err)
+	}
+}

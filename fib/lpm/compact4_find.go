@@ -1,0 +1,67 @@
+package lpm
+
+import "unsafe" // the caller's arrays of n destinations and values; tables outside the heap
+
+// Find writes the values of n destinations, in host order. Each stage of the way, nodes and then leaves, is gone for
+// the whole batch before the next, so that its misses are under way at the same time; see Table4.Find.
+func (t *Compact4) Find(dst *uint32, out *uint16, n int) {
+	if n < gatherMin {
+		ds, vs := unsafe.Slice(dst, n), unsafe.Slice(out, n)
+		for i, d := range ds {
+			vs[i] = t.Lookup(d)
+		}
+		return
+	}
+	for n > 0 {
+		k := n
+		if k > stage4 {
+			k = stage4
+			if n < stage4+gatherMin { // leave enough for the last
+				k -= gatherMin
+			}
+		}
+		t.find(dst, out, k)
+		n -= k
+		if n == 0 {
+			break
+		}
+		dst, out = (*uint32)(unsafe.Add(unsafe.Pointer(dst), 4*k)), (*uint16)(unsafe.Add(unsafe.Pointer(out), 2*k))
+	}
+}
+
+// stage4 is the most destinations that go through the stages at a time.
+const stage4 = 256
+
+func (t *Compact4) find(dst *uint32, out *uint16, n int) {
+	var deep uint32
+	if gather4 {
+		deep = gather19(unsafe.Pointer(t.nodes), unsafe.Pointer(t.leaves), &t.short.vals, dst, out, n, t.spread.Load())
+	} else {
+		deep = t.scan(dst, out, n)
+	}
+	if deep&deep4 != 0 {
+		t.blocks.follow(&t.short, dst, out, n)
+	}
+}
+
+// scan writes the leaves of up to stage4 destinations, and values where they are 0. It returns all of them OR-ed.
+func (t *Compact4) scan(dst *uint32, out *uint16, n int) (all uint32) {
+	ds, vs := unsafe.Slice(dst, n), unsafe.Slice(out, n)
+	var places [stage4]uint32
+	nodes, leaves := t.nodes, t.leaves
+	if t.spread.Load() {
+		prefetch19(unsafe.Pointer(nodes), dst, n)
+	}
+	for i, d := range ds {
+		places[uint8(i)] = place(nodes[d>>13], d>>8)
+	}
+	for i, d := range ds {
+		e, s := leaves[places[uint8(i)]], t.short.value(d)
+		if e == 0 {
+			e = s
+		}
+		all |= uint32(e)
+		vs[i] = e
+	}
+	return all
+}
