@@ -335,7 +335,7 @@ func (t *Compact4) store(n uint32, w uint64) {
 	atomic.StoreUint64(&t.nodes[n], w)
 	t.nodePages[n/512] = true
 	if size := bits.OnesCount32(uint32(old)); size > 1 {
-		t.runs.leave(uint32(old>>32)+1, class4[size])
+		t.runs.leave(t, uint32(old>>32)+1, class4[size])
 	}
 }
 

@@ -68,10 +68,13 @@ func (r *runs4) collect() bool {
 	return len(back) > 0
 }
 
-// leave takes a run out of use that no node leads to any more.
-func (r *runs4) leave(at uint32, class uint8) {
+// leave takes a run out of use that no node leads to any more. A large batch uses its own runs
+// again, so that it does not spread the leaves over more memory than they need.
+func (r *runs4) leave(t *Compact4, at uint32, class uint8) {
 	r.live -= int(runSizes[class])
-	r.left = append(r.left, run4{at, class})
+	if r.left = append(r.left, run4{at, class}); len(r.left) == 256 {
+		r.commit(t)
+	}
 }
 
 // commit has the runs that were left come back after an epoch.
