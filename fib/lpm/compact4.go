@@ -111,14 +111,19 @@ func place(w uint64, at uint32) uint32 {
 
 // Lookup is the value of a destination in host order.
 func (t *Compact4) Lookup(dst uint32) uint16 {
-	e := t.leaves[place(atomic.LoadUint64(&t.nodes[dst>>13]), dst>>8)]
-	if e&deep4 != 0 {
-		e = t.blocks.value(dst, e)
+	for {
+		version := t.short.version.Load()
+		e := t.leaves[place(atomic.LoadUint64(&t.nodes[dst>>13]), dst>>8)]
+		if e&deep4 != 0 {
+			e = t.blocks.value(dst, e)
+		}
+		if e != 0 {
+			return e
+		}
+		if e = short(t.short.at(version), dst); t.short.version.Load() == version {
+			return e
+		}
 	}
-	if e == 0 {
-		e = t.short.value(dst)
-	}
-	return e
 }
 
 // leaf is the leaf of the /24 number at.

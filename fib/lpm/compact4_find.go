@@ -5,13 +5,34 @@ import "unsafe" // the caller's arrays of n destinations and values; tables outs
 // Find writes the values of n destinations, in host order. Each stage of the way, nodes and then leaves, is gone for
 // the whole batch before the next, so that its misses are under way at the same time; see Table4.Find.
 func (t *Compact4) Find(dst *uint32, out *uint16, n int) {
-	if n < gatherMin {
-		ds, vs := unsafe.Slice(dst, n), unsafe.Slice(out, n)
-		for i, d := range ds {
-			vs[i] = t.Lookup(d)
-		}
+	if n >= gatherMin {
+		t.many(dst, out, n)
 		return
 	}
+	ds, vs := unsafe.Slice(dst, n), unsafe.Slice(out, n)
+	nodes, leaves := t.nodes, t.leaves
+	for {
+		version := t.short.version.Load()
+		s := t.short.at(version)
+		all := uint16(0)
+		for i, d := range ds {
+			e, v := leaves[place(nodes[d>>13], d>>8)], short(s, d)
+			if e == 0 {
+				e = v
+			}
+			all |= e
+			vs[i] = e
+		}
+		if all&deep4 != 0 {
+			t.blocks.follow(s, dst, out, n)
+		}
+		if t.short.version.Load() == version {
+			return
+		}
+	}
+}
+
+func (t *Compact4) many(dst *uint32, out *uint16, n int) {
 	for n > 0 {
 		k := n
 		if k > stage4 {
@@ -33,19 +54,26 @@ func (t *Compact4) Find(dst *uint32, out *uint16, n int) {
 const stage4 = 256
 
 func (t *Compact4) find(dst *uint32, out *uint16, n int) {
-	var deep uint32
-	if gather4 {
-		deep = gather19(unsafe.Pointer(t.nodes), unsafe.Pointer(t.leaves), &t.short.vals, dst, out, n, t.spread.Load())
-	} else {
-		deep = t.scan(dst, out, n)
-	}
-	if deep&deep4 != 0 {
-		t.blocks.follow(&t.short, dst, out, n)
+	for {
+		version := t.short.version.Load()
+		s := t.short.at(version)
+		var deep uint32
+		if gather4 {
+			deep = gather19(unsafe.Pointer(t.nodes), unsafe.Pointer(t.leaves), s, dst, out, n, t.spread.Load())
+		} else {
+			deep = t.scan(s, dst, out, n)
+		}
+		if deep&deep4 != 0 {
+			t.blocks.follow(s, dst, out, n)
+		}
+		if t.short.version.Load() == version {
+			return
+		}
 	}
 }
 
 // scan writes the leaves of up to stage4 destinations, and values where they are 0. It returns all of them OR-ed.
-func (t *Compact4) scan(dst *uint32, out *uint16, n int) (all uint32) {
+func (t *Compact4) scan(s *[1 << shortBits]uint32, dst *uint32, out *uint16, n int) (all uint32) {
 	ds, vs := unsafe.Slice(dst, n), unsafe.Slice(out, n)
 	var places [stage4]uint32
 	nodes, leaves := t.nodes, t.leaves
@@ -56,9 +84,9 @@ func (t *Compact4) scan(dst *uint32, out *uint16, n int) (all uint32) {
 		places[uint8(i)] = place(nodes[d>>13], d>>8)
 	}
 	for i, d := range ds {
-		e, s := leaves[places[uint8(i)]], t.short.value(d)
+		e, v := leaves[places[uint8(i)]], short(s, d)
 		if e == 0 {
-			e = s
+			e = v
 		}
 		all |= uint32(e)
 		vs[i] = e

@@ -63,14 +63,19 @@ func (t *Table4) Close() {
 
 // Lookup is the value of a destination in host order.
 func (t *Table4) Lookup(dst uint32) uint16 {
-	e := t.tbl24[dst>>8]
-	if e&deep4 != 0 {
-		e = t.blocks.value(dst, e)
+	for {
+		version := t.short.version.Load()
+		e := t.tbl24[dst>>8]
+		if e&deep4 != 0 {
+			e = t.blocks.value(dst, e)
+		}
+		if e != 0 {
+			return e
+		}
+		if e = short(t.short.at(version), dst); t.short.version.Load() == version {
+			return e
+		}
 	}
-	if e == 0 {
-		e = t.short.value(dst)
-	}
-	return e
 }
 
 // Insert adds a prefix that is not in the table, with a value from 1 to MaxValue. On an error nothing has changed.

@@ -2,7 +2,8 @@
 
 // func prefetch24(tbl unsafe.Pointer, dst *uint32, n int)
 //
-// Starts loading tbl[dst[j]>>8], of two bytes each, for all j: two destinations by one load.
+// Starts loading tbl[dst[j]>>8], of two bytes each, for all j: two destinations by one load. The lines are asked into the second-level
+// cache: the first level's few miss buffers would hold the pass up where many lines come from memory.
 TEXT ·prefetch24(SB), NOSPLIT, $0-24
 	MOVQ tbl+0(FP), BX
 	MOVQ dst+8(FP), SI
@@ -44,8 +45,8 @@ TEXT ·prefetch24(SB), NOSPLIT, $0-24
 	MOVL A, B \
 	SHRQ $40, A \
 	SHRL $8, B \
-	PREFETCHT0 (BX)(B*2) \
-	PREFETCHT0 (BX)(A*2)
+	PREFETCHT1 (BX)(B*2) \
+	PREFETCHT1 (BX)(A*2)
 
 eight:
 	TWO(0, AX, DX)
@@ -64,7 +65,7 @@ tail:
 one:
 	MOVL (SI), AX
 	SHRL $8, AX
-	PREFETCHT0 (BX)(AX*2)
+	PREFETCHT1 (BX)(AX*2)
 	ADDQ $4, SI
 	DECQ CX
 	JNZ  one

@@ -51,11 +51,17 @@ func (m match) each(vals []uint16, lens []uint8, value uint16, length uint8) {
 }
 
 // shorts are the prefixes of at most shortBits bits, the default route among them. In the tables of longer ones
-// value 0 stands for them all, so that one that comes or goes is a few stores in a single cache line
+// value 0 stands for them all, so that one that comes or goes is a store in a single cache line
 // instead of millions of entries.
+//
+// A lookup reads two places then, the table and this. So that it never joins what was there at different times (a default route
+// that came after a longer prefix did, with the time before the longer one), each change is a version: readers take the
+// version, read the table, and begin again where there is another version afterwards. The values of the version before last
+// are overwritten, those of the last two are not.
 type shorts struct {
-	vals   [1 << shortBits]uint32       // for the hot path: by the upper bits of the destination
-	routes [1 << (shortBits + 1)]uint16 // values: of addr/bits at 1<<bits | addr>>(32-bits)
+	version atomic.Uint32
+	vals    [2][1 << shortBits]uint32    // for the hot path: by version, and the upper bits of the destination
+	routes  [1 << (shortBits + 1)]uint16 // of the writer: value of addr/bits at 1<<bits | addr>>(32-bits)
 }
 
 const shortBits = 4
@@ -63,18 +69,23 @@ const shortBits = 4
 // set gives a short prefix a value; 0 takes it out.
 func (s *shorts) set(addr uint32, bits int, value uint16) {
 	s.routes[1<<bits|uint64(addr)>>(32-bits)] = value
-	for i := range s.vals {
+	next := s.version.Load() + 1
+	for i := range 1 << shortBits {
 		v := uint16(0)
 		for at := 1<<shortBits | i; at > 0 && v == 0; at >>= 1 {
 			v = s.routes[at]
 		}
-		atomic.StoreUint32(&s.vals[i], uint32(v))
+		atomic.StoreUint32(&s.vals[next&1][i], uint32(v))
 	}
+	s.version.Store(next)
 }
 
-// value is that of the longest short prefix of a destination.
-func (s *shorts) value(dst uint32) uint16 {
-	return uint16(atomic.LoadUint32(&s.vals[dst>>(32-shortBits)]))
+// at are the values of a version.
+func (s *shorts) at(version uint32) *[1 << shortBits]uint32 { return &s.vals[version&1] }
+
+// short is the value of the longest short prefix of a destination.
+func short(vals *[1 << shortBits]uint32, dst uint32) uint16 {
+	return uint16(atomic.LoadUint32(&vals[dst>>(32-shortBits)]))
 }
 
 // nextDeep is the place of the next entry, at from or behind, that leads to a block; len(lens) where there is none.

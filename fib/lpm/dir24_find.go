@@ -10,43 +10,66 @@ import "unsafe" // the caller's arrays of n destinations and values; tables outs
 // once, so that the pass keeps all of the core's miss buffers busy. The loads after it find most lines there or on
 // their way. To prefetch some way ahead inside the loop of loads does not do it: there the loads stall the prefetches.
 func (t *Table4) Find(dst *uint32, out *uint16, n int) {
-	if n < gatherMin {
-		t.few(dst, out, n)
+	if n >= gatherMin {
+		t.many(dst, out, n)
 		return
 	}
+	ds, vs := unsafe.Slice(dst, n), unsafe.Slice(out, n)
+	tbl := t.tbl24
+	for {
+		version := t.short.version.Load()
+		s, all := t.short.at(version), uint16(0)
+		for i, d := range ds {
+			e, v := tbl[d>>8], short(s, d)
+			if e == 0 {
+				e = v
+			}
+			all |= e
+			vs[i] = e
+		}
+		if all&deep4 != 0 {
+			t.blocks.follow(s, dst, out, n)
+		}
+		if t.short.version.Load() == version {
+			return
+		}
+	}
+}
+
+func (t *Table4) many(dst *uint32, out *uint16, n int) {
 	if t.spread.Load() {
 		prefetch24(unsafe.Pointer(t.tbl24), dst, n)
 	}
-	var deep uint32
-	if gather4 {
-		deep = gather24(unsafe.Pointer(t.tbl24), &t.short.vals, dst, out, n)
-	} else {
-		deep = t.scan(dst, out, n)
-	}
-	if deep&deep4 != 0 {
-		t.blocks.follow(&t.short, dst, out, n)
+	for {
+		version := t.short.version.Load()
+		s := t.short.at(version)
+		var all uint32
+		if gather4 {
+			all = gather24(unsafe.Pointer(t.tbl24), s, dst, out, n)
+		} else {
+			all = t.scan(s, dst, out, n)
+		}
+		if all&deep4 != 0 {
+			t.blocks.follow(s, dst, out, n)
+		}
+		if t.short.version.Load() == version {
+			return
+		}
 	}
 }
 
-// gatherMin is the number of destinations from which batches pay; the gathers need at least 16.
+// gatherMin is the number of destinations from which gathers and prefetches pay: the misses of fewer all fit in the
+// reorder buffer. The gathers need 16.
 const gatherMin = 16
 
-// few is Find for vectors of a few packets, whose misses all fit in the reorder buffer.
-func (t *Table4) few(dst *uint32, out *uint16, n int) {
-	ds, vs := unsafe.Slice(dst, n), unsafe.Slice(out, n)
-	for i, d := range ds {
-		vs[i] = t.Lookup(d)
-	}
-}
-
 // scan writes the entries of tbl24, and values where they are 0. It returns all of them OR-ed.
-func (t *Table4) scan(dst *uint32, out *uint16, n int) (all uint32) {
+func (t *Table4) scan(s *[1 << shortBits]uint32, dst *uint32, out *uint16, n int) (all uint32) {
 	ds, vs := unsafe.Slice(dst, n), unsafe.Slice(out, n)
 	tbl := t.tbl24
 	for i, d := range ds {
-		e, s := tbl[d>>8], t.short.value(d)
+		e, v := tbl[d>>8], short(s, d)
 		if e == 0 {
-			e = s
+			e = v
 		}
 		all |= uint32(e)
 		vs[i] = e
@@ -55,16 +78,16 @@ func (t *Table4) scan(dst *uint32, out *uint16, n int) (all uint32) {
 }
 
 // follow replaces entries in out that lead to blocks by values.
-func (b *Blocks4) follow(s *shorts, dst *uint32, out *uint16, n int) {
-	if gather4 {
-		gather8(unsafe.Pointer(unsafe.SliceData(b.vals)), &s.vals, dst, out, n, b.mask)
+func (b *Blocks4) follow(s *[1 << shortBits]uint32, dst *uint32, out *uint16, n int) {
+	if gather4 && n >= gatherMin {
+		gather8(unsafe.Pointer(unsafe.SliceData(b.vals)), s, dst, out, n, b.mask)
 		return
 	}
 	ds, vs := unsafe.Slice(dst, n), unsafe.Slice(out, n)
 	for i, e := range vs {
 		if e&deep4 != 0 {
 			if e = b.value(ds[i], e); e == 0 {
-				e = s.value(ds[i])
+				e = short(s, ds[i])
 			}
 			vs[i] = e
 		}

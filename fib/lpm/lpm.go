@@ -38,7 +38,7 @@ func take(s *ids.Set, d *epoch.Domain) (uint32, error) {
 
 // V4 is an IPv4 table: Table4 for the Internet's routes, Compact4 for small ones. Addresses are in host order.
 type V4 interface {
-	// Insert adds a prefix that is not in the table. On an error, which wraps ErrFull, no reader sees a change.
+	// Insert adds a prefix that is not in the table, with a value that is not 0. On an error, which wraps ErrFull, no reader sees a change.
 	Insert(addr uint32, bits int, value uint16) error
 	// Replace gives a prefix of the table another value.
 	Replace(addr uint32, bits int, value uint16)

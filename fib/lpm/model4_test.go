@@ -2,7 +2,9 @@ package lpm
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -218,8 +220,8 @@ func TestReaders4(t *testing.T) {
 					slot.Quiesce()
 					x.Find(&dst[0], &out[0], n-k%60)
 					for i, v := range out[:n-k%60] {
-						if !ok(v) || !ok(x.Lookup(dst[i])) {
-							t.Errorf("%v has %d", addr4(dst[i]), v)
+						if l := x.Lookup(dst[i]); !ok(v) || !ok(l) {
+							t.Errorf("%v has %d and then %d", addr4(dst[i]), v, l)
 							stop.Store(true)
 						}
 					}
@@ -248,14 +250,63 @@ func TestReaders4(t *testing.T) {
 			default:
 				s.withdraw(x, a, bits)
 			}
-			if c%8 == 0 {
-				x.Commit()
-			}
+			x.Commit()
 		}
 		stop.Store(true)
 		wg.Wait()
 		x.Commit()
 		s.check(t, x, dst[:])
+	})
+}
+
+// TestVersions4: a reader never joins a short prefix of one time with the lack of a longer one of another.
+func TestVersions4(t *testing.T) {
+	withAndWithout(t, func(t *testing.T) {
+		eachForm(t, func(t *testing.T, x V4, d *epoch.Domain) {
+			x.Insert(0, 0, 1)
+			var stop atomic.Bool
+			var wg sync.WaitGroup
+			var reads atomic.Int64
+			slot := d.NewSlot()
+			wg.Go(func() {
+				defer slot.Close()
+				slot.Online()
+				var dst [256]uint32
+				var out [256]uint16
+				for i := range dst {
+					dst[i] = 10<<24 | uint32(i)<<12
+				}
+				for n := 1; !stop.Load(); n = n%256 + 1 {
+					slot.Quiesce()
+					x.Find(&dst[0], &out[0], n)
+					for i, v := range out[:n] {
+						if v != 1 && v != 2 {
+							t.Errorf("%v has %d", addr4(dst[i]), v)
+							stop.Store(true)
+						}
+					}
+					if reads.Add(1)%16 == 0 {
+						runtime.Gosched()
+					}
+				}
+			})
+			for c := 0; (c < 20_000 || reads.Load() < 1000) && !stop.Load(); c++ {
+				x.Insert(10<<24, 12, 2)
+				if c&1 == 0 {
+					x.Replace(0, 0, 3) // whoever sees the /12 does not see this
+					x.Replace(0, 0, 1)
+				} else {
+					x.Remove(0, 0, 0, 0)
+					x.Insert(0, 0, 1)
+				}
+				x.Remove(10<<24, 12, 1, 0)
+				if c%64 == 0 {
+					x.Commit()
+				}
+			}
+			stop.Store(true)
+			wg.Wait()
+		})
 	})
 }
 
@@ -337,25 +388,47 @@ func TestHosts4(t *testing.T) {
 	s.check(t, x, dst)
 }
 
-// TestSmallCompact4: what a table of a few routes takes.
+// TestSmallCompact4: what tables of a few routes take, by their own account and by the kernel's.
 func TestSmallCompact4(t *testing.T) {
-	x, err := NewCompact4(epoch.NewDomain())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer x.Close()
-	for i, k := range []string{"0.0.0.0/0", "0.0.0.0/8", "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.2.0/24", "192.0.2.1/32", "198.51.100.0/24",
-		"224.0.0.0/4", "240.0.0.0/4", "255.255.255.255/32"} {
-		p := parse4(k)
-		if err := x.Insert(p.addr, p.bits, uint16(i+1)); err != nil {
+	const tables = 50
+	before := resident(t)
+	hot, shadow := 0, 0
+	for range tables {
+		x, err := NewCompact4(epoch.NewDomain())
+		if err != nil {
 			t.Fatal(err)
 		}
+		defer x.Close()
+		for i, k := range []string{"0.0.0.0/0", "0.0.0.0/8", "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.2.0/24", "192.0.2.1/32", "198.51.100.0/24",
+			"224.0.0.0/4", "240.0.0.0/4", "255.255.255.255/32"} {
+			p := parse4(k)
+			if err := x.Insert(p.addr, p.bits, uint16(i+1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		x.Commit()
+		hot, shadow = x.Bytes()
+		if hot+shadow > 256<<10 {
+			t.Fatalf("%d bytes for readers, %d for the writer", hot, shadow)
+		}
 	}
-	x.Commit()
-	hot, shadow := x.Bytes()
-	if hot+shadow > 256<<10 {
-		t.Errorf("%d bytes for readers, %d for the writer", hot, shadow)
+	if n := (resident(t) - before) / tables; n > hot+shadow+64<<10 {
+		t.Errorf("each takes %d bytes, and says %d", n, hot+shadow)
 	}
+}
+
+// resident is the memory of this process.
+func resident(t *testing.T) (n int) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Skip(err)
+	}
+	var size int
+	if _, err := fmt.Sscan(string(b), &size, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n * os.Getpagesize()
 }
 
 // TestInternet4 is the oracle over a real table and the updates of a day.
