@@ -2,12 +2,9 @@ package lpm
 
 import (
 	"bufio"
-	"compress/gzip"
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"millrace/internal/epoch"
@@ -114,48 +111,40 @@ func value4(k key4) uint16 {
 	return uint16((x^x>>29)*0xbf58476d1ce4e5b9>>40%500) + 1
 }
 
-// lines reads a file of the data that lies beside the tree.
-func lines(t testing.TB, name string, f func(line string)) {
-	t.Helper()
-	r, err := os.Open(filepath.Join("..", "..", "..", "shared", "data", "bgp", name))
-	if err != nil {
-		t.Skip("no data: ", err)
-	}
-	defer r.Close()
-	z, err := gzip.NewReader(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for s := bufio.NewScanner(z); s.Scan(); {
-		f(s.Text())
-	}
-}
-
 func parse4(s string) key4 {
 	p := netip.MustParsePrefix(s)
 	a := p.Addr().As4()
 	return key4{binary.BigEndian.Uint32(a[:]), p.Bits()}
 }
 
+func realFile(t testing.TB, name string) *bufio.Scanner {
+	t.Helper()
+	s := bgpFile(t, name)
+	if s == nil {
+		t.Skip("no table of prefixes")
+	}
+	return s
+}
+
 // internet is the table of a BGP peer.
 func internet(t testing.TB) (rs []route4) {
-	lines(t, "v4.txt.gz", func(s string) {
-		k := parse4(s)
+	for s := realFile(t, "v4.txt.gz"); s.Scan(); {
+		k := parse4(s.Text())
 		rs = append(rs, route4{k, value4(k)})
-	})
+	}
 	return rs
 }
 
 // day is the updates of the day after: value 0 withdraws.
 func day(t testing.TB) (us []route4) {
 	rnd := rand.New(rand.NewPCG(3, 4))
-	lines(t, "upd4.txt.gz", func(s string) {
-		u := route4{key4: parse4(s[2:])}
-		if s[0] == 'A' {
+	for s := realFile(t, "upd4.txt.gz"); s.Scan(); {
+		u := route4{key4: parse4(s.Text()[2:])}
+		if s.Text()[0] == 'A' {
 			u.value = uint16(rnd.IntN(500)) + 1
 		}
 		us = append(us, u)
-	})
+	}
 	return us
 }
 
