@@ -92,8 +92,16 @@ func TestCalls(t *testing.T) {
 	call("SetMeasure", &v1.SetMeasureResponse{}, m15, err)
 	m16, err := c.Audit(ctx, &v1.AuditRequest{Limit: 3})
 	call("Audit", r.Report, m16, err)
+	m17, err := c.GetFPM(ctx, &v1.GetFPMRequest{})
+	call("GetFPM", r.FPM, m17, err)
+	m18, err := c.ListRouteFiles(ctx, &v1.ListRouteFilesRequest{})
+	call("ListRouteFiles", r.Files, m18, err)
+	m19, err := c.LoadRoutes(ctx, &v1.LoadRoutesRequest{File: "/x"})
+	call("LoadRoutes", &v1.LoadRoutesResponse{Routes: 1_042_325, DurationNs: 1_500_000_000}, m19, err)
+	m20, err := c.UnloadRoutes(ctx, &v1.UnloadRoutesRequest{File: "/x"})
+	call("UnloadRoutes", &v1.UnloadRoutesResponse{Routes: 1_042_325}, m20, err)
 	calls := r.Calls()
-	if len(calls) != 16 || !proto.Equal(calls[9], apply) || !calls[14].(*v1.SetMeasureRequest).On {
+	if len(calls) != 20 || !proto.Equal(calls[9], apply) || !calls[14].(*v1.SetMeasureRequest).On {
 		t.Errorf("the router was asked %v", calls)
 	}
 }

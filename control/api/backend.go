@@ -43,6 +43,11 @@ type Backend interface {
 	DelRoute(context.Context, *v1.DelRouteRequest) (*v1.DelRouteResponse, error)
 	SetMeasure(context.Context, *v1.SetMeasureRequest) (*v1.SetMeasureResponse, error)
 
+	GetFPM(context.Context, *v1.GetFPMRequest) (*v1.FPM, error)
+	ListRouteFiles(context.Context, *v1.ListRouteFilesRequest) (*v1.RouteFiles, error)
+	LoadRoutes(context.Context, *v1.LoadRoutesRequest) (*v1.LoadRoutesResponse, error)
+	UnloadRoutes(context.Context, *v1.UnloadRoutesRequest) (*v1.UnloadRoutesResponse, error)
+
 	Audit(context.Context, *v1.AuditRequest) (*v1.AuditReport, error)
 
 	ListMroutes(context.Context, *v1.ListMroutesRequest) (*v1.Mroutes, error)

@@ -27,6 +27,7 @@ type Client struct {
 	v1.RouterClient
 	v1.AuditorClient
 	v1.MulticastClient
+	v1.SourcesClient
 	path string
 	http *http.Client
 }
@@ -57,6 +58,7 @@ func Dial(path string) *Client {
 	c.RouterClient = v1.NewRouterClient(c.http, base, opts)
 	c.AuditorClient = v1.NewAuditorClient(c.http, base, opts)
 	c.MulticastClient = v1.NewMulticastClient(c.http, base, opts)
+	c.SourcesClient = v1.NewSourcesClient(c.http, base, opts)
 	return c
 }
 

@@ -153,7 +153,7 @@ func firstDifference(got, want string) string {
 
 // --json is valid JSON with numbers as numbers, over every show command.
 func TestJSON(t *testing.T) {
-	for _, what := range []string{"status", "ports", "stages", "path", "routes", "neighbours", "drops", "leaks", "workers"} {
+	for _, what := range []string{"status", "ports", "stages", "path", "routes", "neighbours", "drops", "leaks", "workers", "fpm"} {
 		out, errs, code := millrace(with(apitest.New()), "show", what, "--json")
 		d := json.NewDecoder(strings.NewReader(out))
 		d.UseNumber()

@@ -239,7 +239,7 @@ func (a *app) setRoute() *cobra.Command {
 		}
 	}
 	return group(&cobra.Command{
-		Use: "route", Short: "Add, replace and delete routes, in the words of `ip route`",
+		Use: "route", Short: "Add, replace and delete routes, in the words of `ip route`; load files of them",
 		Long: "Changes routes in the words of `ip route`. They stand beside those of the kernel and of the\nconfiguration. Among routes to one prefix those of the configuration come first, then those set here, then\nthe kernel's; among those of one origin the lowest metric wins.",
 		Example: `  millrace set route add 198.51.100.0/24 via 192.0.2.9
   millrace set route replace 2001:db8:9::/48 via fe80::1 dev eth0 metric 5
@@ -250,5 +250,5 @@ func (a *app) setRoute() *cobra.Command {
 		sub("del", "Delete a route", func(ctx context.Context, r *v1.Route) error {
 			_, err := a.dial().DelRoute(ctx, &v1.DelRouteRequest{Route: r})
 			return err
-		}))
+		}), a.loadRoutes(), a.unloadRoutes())
 }

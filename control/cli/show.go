@@ -24,7 +24,7 @@ With --json the same is printed for scripts: the messages of the API, every fiel
   millrace show ports eth0
   millrace show routes 198.51.100.7
   millrace show drops --json | jq '.drops[] | select(.kind == "drop")'`,
-	}, a.showStatus(), a.showPorts(), a.showStages(), a.showPath(), a.showRoutes(), a.showMroutes(), a.showNeighbours(), a.showDrops(), a.showLeaks(), a.showWorkers())
+	}, a.showStatus(), a.showPorts(), a.showStages(), a.showPath(), a.showRoutes(), a.showMroutes(), a.showNeighbours(), a.showDrops(), a.showLeaks(), a.showWorkers(), a.showFPM(), a.showRouteFiles())
 	c.PersistentFlags().Bool("json", false, "print JSON")
 	return c
 }
@@ -261,7 +261,7 @@ a packet to it takes (exit code 1 if there is none); with a prefix, it and all i
 		return nil
 	})
 	c.Flags().Uint32Var(&r.Limit, "limit", 1000, "show at most so many; 0 for all")
-	c.Flags().StringVar(&r.Source, "source", "", "only those from kernel, config, api or connected")
+	c.Flags().StringVar(&r.Source, "source", "", "only those from kernel, config, api, connected, fpm or file")
 	v4, v6 := c.Flags().BoolP("ipv4", "4", false, "only IPv4"), c.Flags().BoolP("ipv6", "6", false, "only IPv6")
 	c.PreRunE = func(*cobra.Command, []string) error {
 		switch {
@@ -296,6 +296,12 @@ func printRoute(w io.Writer, r *v1.Route) {
 		s += fmt.Sprintf(" table %d", r.Table)
 	}
 	s += " from " + dash(r.Source)
+	if r.Stale {
+		s += " stale"
+	}
+	if r.Unused {
+		s += " unused"
+	}
 	if one {
 		s += reach(r.NextHops[0])
 	}

@@ -64,6 +64,7 @@ func (c *Config) check(errs *Errors) {
 	}
 	k.routesOnce()
 	k.multicast()
+	k.routeFiles()
 	seen := map[string]string{}
 	for i := range c.Neighbours {
 		n, key := &c.Neighbours[i], fmt.Sprintf("neighbours[%d]", i)
@@ -454,6 +455,7 @@ func (k *checker) rest() {
 		k.fail("icmp.burst", "%d is less than 1", c.ICMP.Burst)
 	}
 	k.oneOf(c.Multipath.Hash, "multipath.hash", "l4", "l3", "inner")
+	k.fpm()
 	k.oneOf(c.Log.Level, "log.level", "debug", "info", "warn", "error")
 	if l := c.Metrics.Listen; l != "" {
 		host, port, err := net.SplitHostPort(l)

@@ -24,7 +24,7 @@ func (o Op) String() string { return [...]string{"added", "removed", "changed"}[
 // Change is one difference between two configurations.
 type Change struct {
 	Op Op
-	// Kind is "port", "vlan", "route", "neighbour", or the key of a section: "pool", "workers", ...
+	// Kind is "port", "vlan", "route", "route file", "neighbour", or the key of a section: "pool", "workers", ...
 	Kind string
 	// Name is the port's or VLAN's name, the route's destination, the neighbour's address and port; "" for sections.
 	Name string
@@ -60,6 +60,7 @@ func Diff(from, to *Config) []Change {
 	things(&d, "neighbour", from.Neighbours, to.Neighbours, func(n *Neighbour) string { return n.Address.String() + " on " + n.Port })
 	things(&d, "rule", ruleLines(from), ruleLines(to), func(r *ruleLine) string { return r.Text })
 	things(&d, "route", from.Routes, to.Routes, routeName)
+	things(&d, "route file", from.Files, to.Files, func(f *RouteFile) string { return f.File })
 	things(&d, "multicast route", from.Multicast.Routes, to.Multicast.Routes, mrouteName)
 	things(&d, "boundary", from.Multicast.Boundaries, to.Multicast.Boundaries, func(b *Boundary) string { return b.Port + " for " + b.Groups.String() })
 	things(&d, "vlan", vlans(from), vlans(to), func(v *vlanOf) string { return v.Name })
@@ -70,6 +71,7 @@ func Diff(from, to *Config) []Change {
 		a, b any
 	}{
 		{"pool", from.Pool, to.Pool}, {"workers", from.Workers, to.Workers}, {"icmp", from.ICMP, to.ICMP}, {"multipath", from.Multipath, to.Multipath}, {"kernel", from.Kernel, to.Kernel},
+		{"fpm", from.FPM, to.FPM},
 		{"api", from.API, to.API}, {"metrics", from.Metrics, to.Metrics}, {"log", from.Log, to.Log},
 	} {
 		d.fields(s.kind, "", reflect.ValueOf(s.a), reflect.ValueOf(s.b))
@@ -81,7 +83,7 @@ func Diff(from, to *Config) []Change {
 
 // rank orders kinds by what they use: what is used comes later.
 func rank(c Change) int {
-	return slices.Index([]string{"neighbour", "route", "multicast route", "boundary", "rule", "vlan", "port", "vrf"}, c.Kind)
+	return slices.Index([]string{"neighbour", "route", "route file", "multicast route", "boundary", "rule", "vlan", "port", "vrf"}, c.Kind)
 }
 
 func routeName(r *Route) string {
@@ -160,7 +162,7 @@ func things[T any](d *differ, kind string, from, to []T, name func(*T) string) {
 
 // identity are the keys that name a thing: they stand in Change.Name. Those of multicast have others.
 var (
-	identity = []string{"name", "to", "metric", "table", "address", "vlans"}
+	identity = []string{"name", "to", "file", "metric", "table", "address", "vlans"}
 	mroutes  = []string{"group", "source", "port", "groups"}
 )
 

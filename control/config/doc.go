@@ -24,11 +24,13 @@ type Config struct {
 	VRFs       []VRF       `yaml:"vrfs,omitempty"`
 	Rules      []string    `yaml:"rules,omitempty"` // in the words of `ip rule`; see ParsedRules
 	Routes     []Route     `yaml:"routes,omitempty"`
+	Files      []RouteFile `yaml:"route-files,omitempty"`
 	Neighbours []Neighbour `yaml:"neighbours,omitempty"`
 	Multicast  Multicast   `yaml:"multicast,omitzero"`
 	ICMP       ICMP        `yaml:"icmp"`
 	Multipath  Multipath   `yaml:"multipath"`
 	Kernel     Kernel      `yaml:"kernel"`
+	FPM        FPM         `yaml:"fpm"`
 	API        API         `yaml:"api,omitzero"`
 	Metrics    Metrics     `yaml:"metrics,omitzero"`
 	Log        Log         `yaml:"log,omitzero"`
@@ -102,6 +104,13 @@ type NextHop struct {
 	Inet6  bool   // it says that an IPv6 gateway is meant, for the IPv4 default route too (RFC 8950)
 }
 
+// RouteFile is a file of routes: an MRT dump, or a list of prefixes.
+type RouteFile struct {
+	File string    `yaml:"file"`
+	Via  []NextHop `yaml:"via,omitempty"`  // each prefix by one of these; none: the file's own next hops
+	Peer string    `yaml:"peer,omitempty"` // of an MRT file: only what this peer said
+}
+
 // Neighbour is a static neighbour.
 type Neighbour struct {
 	Address netip.Addr `yaml:"address"`
@@ -154,6 +163,14 @@ type Kernel struct {
 	Follow bool `yaml:"follow"` // links, addresses, neighbours and routes by netlink
 }
 
+// FPM is the server for routes of FRR's zebra.
+type FPM struct {
+	Listen   string        `yaml:"listen,omitempty"`   // host:port; "": off
+	Insecure bool          `yaml:"insecure,omitempty"` // Listen may be another address than one of loopback
+	Stale    time.Duration `yaml:"stale"`              // how long routes stay when their connection ended
+	Quiet    time.Duration `yaml:"quiet"`              // or, once a connection confirms them, until it confirmed none for so long
+}
+
 // API is the control interface.
 type API struct {
 	Socket string `yaml:"socket,omitempty"` // "": api.DefaultSocket
@@ -176,6 +193,7 @@ func Default() *Config {
 		ICMP:      ICMP{Rate: 1000, Burst: 50, Redirects: true},
 		Multipath: Multipath{Hash: "l4"},
 		Kernel:    Kernel{Follow: true},
+		FPM:       FPM{Stale: 2 * time.Minute, Quiet: 30 * time.Second},
 		Log:       Log{Level: "info"},
 	}
 }

@@ -142,6 +142,9 @@ func New(t *rib.Table, o Options) *Server {
 	return &Server{t: t, o: o, log: o.Log}
 }
 
+// Options are those that the server was made with.
+func (s *Server) Options() Options { return s.o }
+
 // Serve accepts connections until ctx ends, and closes the listener and all connections, whose routes
 // stay as after any other end of a connection.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {

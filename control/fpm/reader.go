@@ -179,11 +179,15 @@ func (r *reader) route(body []byte, add bool) {
 	}
 	r.object = 0
 	k, ok := kernel.ParseRoute(body, r.hopsOf)
+	if !ok {
+		r.n.invalid.Add(1)
+		return
+	}
 	if k.Table == kernel.TableMain || k.Table == unix.RT_TABLE_UNSPEC {
 		k.Table = 0
 	}
 	typ, known := types[k.Type]
-	if !ok || !known || !sane(&k) {
+	if !known || !sane(&k) {
 		r.n.invalid.Add(1)
 		return
 	}

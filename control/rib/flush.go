@@ -18,8 +18,8 @@ type Update func(add []fib.Route, del []fib.Key) error
 const Batch = 4096
 
 // Flush takes waiting changes to the FIB; more says that some are left. What the FIB refuses is
-// left out, is not left as it was before, and is counted: see Stats. Flush may be called by one
-// goroutine at a time.
+// left out, is not left as it was before, and is counted: see Stats. The routes' Tag is their protocol. Flush may
+// be called by one goroutine at a time.
 func (t *Table) Flush(resolve Resolve, update Update) (more bool) {
 	t.mu.Lock()
 	if t.recheck {
@@ -56,12 +56,12 @@ func (t *Table) Flush(resolve Resolve, update Update) (more bool) {
 			if old != nil && old.Metric != want.Metric {
 				del = append(del, t.key(e, old))
 			}
-			add = append(add, fib.Route{Table: e.table, Prefix: e.prefix, NextHops: want.res.hops, Type: want.res.typ, Source: t.src, Metric: want.Metric})
+			add = append(add, t.route(e, want))
 			adding = append(adding, e)
 		}
 		if e.first.set == nil && e.inst == nil {
 			t.tables[e.table].Delete(e.prefix)
-			t.entries--
+			t.entries[family(e.prefix)]--
 		}
 	}
 	more = len(t.queue) != 0
@@ -124,7 +124,7 @@ func (t *Table) key(e *entry, p *Path) fib.Key {
 }
 
 func same(a, b *Path) bool {
-	return a == b || a.Metric == b.Metric && a.res.typ == b.res.typ && slices.Equal(a.res.hops, b.res.hops)
+	return a == b || a.Metric == b.Metric && a.Protocol == b.Protocol && a.res.typ == b.res.typ && slices.Equal(a.res.hops, b.res.hops)
 }
 
 // resolve brings a path's resolution up to the table's generation.
@@ -142,23 +142,64 @@ func (t *Table) resolve(p *Path, resolve Resolve) {
 // resolveAgain resolves all paths and queues the routes by those that changed.
 func (t *Table) resolveAgain(resolve Resolve) {
 	t.gen++
-	t.each(func(e *entry) {
-		if e.inst != nil {
-			t.resolve(e.inst, resolve)
-			e.force = e.force || e.inst.res.changed == t.gen
+	changed := false
+	check := func(p *Path) {
+		t.resolve(p, resolve)
+		changed = changed || p.res.changed == t.gen
+	}
+	for _, s := range t.sets {
+		for _, p := range s.paths {
+			check(p)
 		}
-		for r := e.head(); r != nil; r = r.next {
-			t.resolve(r.path, resolve)
-			if r.path.res.changed == t.gen {
-				t.enqueue(e)
-			}
+		for p := range s.old {
+			check(p)
+		}
+	}
+	if !changed {
+		return
+	}
+	t.each(func(e *entry) {
+		if e.inst != nil && e.inst.res.changed == t.gen {
+			e.force = true
+		}
+		if r := e.best(); r != nil && r.path.res.changed == t.gen {
+			t.enqueue(e)
 		}
 	})
+}
+
+// Wanted calls f with all routes that the FIB should have, some thousands at a time.
+func (t *Table) Wanted(resolve Resolve, f func([]fib.Route)) {
+	t.mu.Lock()
+	all := make([]*entry, 0, t.entries[0]+t.entries[1])
+	t.each(func(e *entry) { all = append(all, e) })
+	t.mu.Unlock()
+	var out []fib.Route
+	for part := range slices.Chunk(all, Batch) {
+		out = out[:0]
+		t.mu.Lock()
+		for _, e := range part {
+			r := e.best()
+			if r == nil {
+				continue
+			}
+			if t.resolve(r.path, resolve); r.path.res.ok {
+				out = append(out, t.route(e, r.path))
+			}
+		}
+		t.mu.Unlock()
+		f(out)
+	}
+}
+
+func (t *Table) route(e *entry, p *Path) fib.Route {
+	return fib.Route{Table: e.table, Prefix: e.prefix, NextHops: p.res.hops, Type: p.res.typ, Source: t.src, Metric: p.Metric, Tag: uint32(p.Protocol)}
 }
 
 // Stats are the counts of a table.
 type Stats struct {
 	Prefixes int
+	IPv4     int    // of these
 	Queued   int    // changes that wait for Flush
 	Applied  uint64 // changes given to the FIB
 	Refused  int    // prefixes that it has no room for
@@ -169,7 +210,7 @@ type Stats struct {
 func (t *Table) Stats() Stats {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return Stats{t.entries, len(t.queue), t.applied, t.refused, t.lastErr}
+	return Stats{t.entries[0] + t.entries[1], t.entries[0], len(t.queue), t.applied, t.refused, t.lastErr}
 }
 
 // SetInfo is what there is to say about a set.

@@ -20,7 +20,7 @@
 package rib
 
 import (
-	"fmt"
+	"encoding/binary"
 	"net/netip"
 	"slices"
 	"sync"
@@ -103,7 +103,7 @@ type Table struct {
 	sets    []*Set // in the order they were made
 	serial  uint64
 	ended   uint64
-	entries int
+	entries [2]int // prefixes of IPv4 and IPv6
 	queue   []*entry
 	gen     uint64
 	recheck bool // paths may resolve to something else
@@ -121,7 +121,10 @@ type Set struct {
 	n       int
 	paths   map[pathKey]*Path
 	objects map[uint32]int // paths by each object
+	old     map[*Path]bool // of objects that were forgotten, while routes have them
 	last    *Path
+	key     []byte // scratch of Path
+	dropped bool
 	stale   bool
 	gone    time.Time // when it became stale
 	goneAt  uint64    // serial of the newest set at that moment
@@ -152,7 +155,7 @@ func (t *Table) NewSet(name string) *Set {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.serial++
-	s := &Set{Name: name, t: t, serial: t.serial, paths: map[pathKey]*Path{}, objects: map[uint32]int{}}
+	s := &Set{Name: name, t: t, serial: t.serial, paths: map[pathKey]*Path{}, objects: map[uint32]int{}, old: map[*Path]bool{}}
 	t.sets = append(t.sets, s)
 	return s
 }
@@ -164,7 +167,17 @@ func (s *Set) Path(a Attrs, hops []Hop) *Path {
 	if p := s.last; p != nil && p.Attrs == a && p.key.object == 0 && slices.Equal(p.Hops, hops) {
 		return p
 	}
-	return s.intern(pathKey{attrs: a, hops: fmt.Sprint(hops)}, hops)
+	k := s.key[:0]
+	for i := range hops {
+		h := &hops[i]
+		b := h.Via.As16()
+		k = append(append(k, b[:]...), byte(h.Via.BitLen()), byte(len(h.Dev)), flag(h.OnLink)|flag(h.Encap)<<1)
+		k = binary.LittleEndian.AppendUint32(k, uint32(h.Index))
+		k = binary.LittleEndian.AppendUint32(k, uint32(h.Weight))
+		k = append(k, h.Dev...)
+	}
+	s.key = k
+	return s.intern(pathKey{attrs: a, hops: string(k)}, hops)
 }
 
 // Object finds or makes the path by a next-hop object; hops is what it stands for, asked for where the path
@@ -181,6 +194,13 @@ func (s *Set) Object(a Attrs, object uint32, hops func() []Hop) *Path {
 		return p
 	}
 	return s.intern(k, hops())
+}
+
+func flag(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func (s *Set) intern(k pathKey, hops []Hop) *Path {
@@ -229,6 +249,9 @@ func (s *Set) SetObject(object uint32, hops []Hop, forget bool) {
 		case k.object != object:
 		case forget:
 			s.forget(p)
+			if p.refs > 0 {
+				s.old[p] = true
+			}
 		case !slices.Equal(p.Hops, hops):
 			n := &Path{Attrs: p.Attrs, Hops: slices.Clone(hops), key: k}
 			s.forget(p)
@@ -259,11 +282,14 @@ type Change struct {
 }
 
 // Apply makes changes as one: Flush sees none of them or all. It returns how many were refused, because the
-// table holds its limit of prefixes; these are not there then.
+// table holds its limit of prefixes or the set was taken away; these are not there then.
 func (s *Set) Apply(changes []Change) (refused int) {
 	t := s.t
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if s.dropped {
+		return len(changes)
+	}
 	for i := range changes {
 		c := &changes[i]
 		b := t.tables[c.Table]
@@ -278,7 +304,7 @@ func (s *Set) Apply(changes []Change) (refused int) {
 		switch {
 		case !ok && c.Path == nil:
 			continue
-		case !ok && t.entries >= t.limit:
+		case !ok && t.entries[0]+t.entries[1] >= t.limit:
 			if refused++; c.Path.refs == 0 {
 				s.forget(c.Path)
 			}
@@ -286,7 +312,7 @@ func (s *Set) Apply(changes []Change) (refused int) {
 		case !ok:
 			e = &entry{prefix: c.Prefix, table: c.Table}
 			b.Insert(c.Prefix, e)
-			t.entries++
+			t.entries[family(c.Prefix)]++
 		}
 		if c.Path == nil {
 			e.cut(s)
@@ -364,6 +390,27 @@ func (s *Set) Remove() {
 	s.t.drop(s)
 }
 
+// Clear takes all sets away; those who have one must use it no more.
+func (t *Table) Clear() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range slices.Clone(t.sets) {
+		t.drop(s)
+	}
+}
+
+// Waiting is how many of the set's routes cannot be used, by what Flush found out.
+func (s *Set) Waiting() (n int) {
+	s.t.mu.Lock()
+	defer s.t.mu.Unlock()
+	for _, p := range s.paths {
+		if p.res.gen != 0 && !p.res.ok {
+			n += p.refs
+		}
+	}
+	return n
+}
+
 // deadline is when a stale set goes.
 func (s *Set) deadline() time.Time {
 	if s.first.IsZero() {
@@ -390,6 +437,7 @@ func (t *Table) Expire(now time.Time) (swept int) {
 }
 
 func (t *Table) drop(s *Set) {
+	s.dropped = true
 	t.sets = slices.DeleteFunc(t.sets, func(o *Set) bool { return o == s })
 	if s.n == 0 {
 		return
@@ -427,6 +475,13 @@ func (t *Table) enqueue(e *entry) {
 	if len(t.queue) == 1 {
 		t.ring()
 	}
+}
+
+func family(p netip.Prefix) int {
+	if p.Addr().Is4() {
+		return 0
+	}
+	return 1
 }
 
 func (e *entry) head() *route {
@@ -483,6 +538,7 @@ func (e *entry) cut(s *Set) bool {
 func (s *Set) unref(p *Path) {
 	if p.refs--; p.refs == 0 {
 		s.forget(p)
+		delete(s.old, p)
 	}
 }
 

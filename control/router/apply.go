@@ -214,6 +214,7 @@ func (r *Router) change(c *config.Config) error {
 		}
 		errs = append(errs, err)
 	}
+	errs = append(errs, r.syncSources())
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -206,6 +206,7 @@ func (a *auditor) pass() (*findings, error) {
 		return nil, err
 	}
 	a.static(s, routes)
+	a.sources(s, routes)
 	v := a.r.fib.Verify(func(f fib.Fault) { s.fault(f.What, f.Name, "fib", f.Want, f.Have, "") })
 	s.rep.TableEntries, s.rep.Groups = uint64(v.Entries), uint64(v.Groups)
 	return s, nil

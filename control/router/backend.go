@@ -65,6 +65,9 @@ func (r *Router) GetStatus(context.Context, *v1.GetStatusRequest) (*v1.Status, e
 			s.RoutesIpv6++
 		}
 	}
+	n4, n6 := r.sourcePrefixes()
+	s.RoutesIpv4 += n4
+	s.RoutesIpv6 += n6
 	for _, n := range r.fib.Neighbours() {
 		if n.Known {
 			s.Neighbours++
@@ -103,6 +106,7 @@ func (r *Router) complaints() (why []string) {
 		why = append(why, fmt.Sprintf("%s of the kernel cannot be followed; see `millrace audit`", plural(n, "route", "routes")))
 	}
 	why = append(why, r.mrouteComplaints()...)
+	why = append(why, r.sourceComplaints()...)
 	if r.fibErr != "" {
 		why = append(why, "forwarding table: "+r.fibErr)
 	}
@@ -235,7 +239,7 @@ func (r *Router) ListRoutes(_ context.Context, q *v1.ListRoutesRequest) (*v1.Rou
 	}
 	for _, x := range r.fib.Routes() {
 		switch {
-		case !x.Active,
+		case !x.Active && q.Source != fib.SourceFPM.String() && q.Source != fib.SourceFile.String(),
 			q.Family == "ipv4" && !x.Prefix.Addr().Is4(), q.Family == "ipv6" && x.Prefix.Addr().Is4(),
 			in.IsValid() && (in.Bits() > x.Prefix.Bits() || !in.Contains(x.Prefix.Addr())),
 			q.Source != "" && q.Source != r.sourceOf(&x.Route):
@@ -245,7 +249,9 @@ func (r *Router) ListRoutes(_ context.Context, q *v1.ListRoutesRequest) (*v1.Rou
 		}
 		out.Total++
 		if q.Limit == 0 || len(out.Routes) < int(q.Limit) {
-			out.Routes = append(out.Routes, r.showRoute(&x.Route, mac, netip.Addr{}))
+			o := r.showRoute(&x.Route, mac, netip.Addr{})
+			o.Unused = !x.Active
+			out.Routes = append(out.Routes, o)
 		}
 	}
 	return out, nil
@@ -257,6 +263,7 @@ func (r *Router) showRoute(x *fib.Route, mac map[neighKey]pmd.MAC, to netip.Addr
 	if x.Tag&tagKernel != 0 {
 		o.Protocol = kernel.ProtocolName(uint8(x.Tag))
 	}
+	r.sourceRoute(x, o)
 	for _, h := range x.NextHops {
 		n := &v1.NextHop{Weight: uint32(max(1, h.Weight))}
 		if i := r.ifaces[h.Iface]; i != nil {

@@ -238,6 +238,7 @@ func (r *Router) bind(i *iface, index int) {
 			r.follower.Neighbours()
 		}
 	}
+	r.recheckSources()
 }
 
 // closePort takes a port off the pipeline. With undo, what the configuration added to the kernel goes too.

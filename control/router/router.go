@@ -136,6 +136,7 @@ type Router struct {
 	captures  []*sentCapture
 	auditor   auditor
 	multicast mroutes
+	src       sources
 }
 
 type neighKey struct {
@@ -191,6 +192,7 @@ func (r *Router) Run(ctx context.Context, ready func()) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer func() { err = errors.Join(err, r.stop()) }()
+	r.newSources(ctx)
 	if err := r.start(); err != nil {
 		return err
 	}
@@ -198,11 +200,18 @@ func (r *Router) Run(ctx context.Context, ready func()) (err error) {
 	defer wg.Wait()
 	wg.Go(func() { r.resolver(ctx) })
 	wg.Go(func() { r.auditor.patrol(ctx) })
+	wg.Go(func() { r.feedSources(ctx) })
 	defer cancel()
 	if err := r.openAll(); err != nil {
 		return err
 	}
 	if err := r.follow(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	err = r.syncSources()
+	r.mu.Unlock()
+	if err != nil {
 		return err
 	}
 	r.checkReady()
@@ -283,6 +292,7 @@ func poolSize(c *config.Config, workers int) int {
 // stop undoes what Run did.
 func (r *Router) stop() error {
 	r.auditor.close()
+	r.stopFPM()
 	r.mu.Lock()
 	kern, mkern := r.stopKern, r.multicast.stop
 	r.mu.Unlock()

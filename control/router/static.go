@@ -59,6 +59,7 @@ func (r *Router) syncStatic() {
 	}
 	r.static = want
 	r.update(set, del)
+	r.recheckSources()
 	r.syncPinned()
 }
 

@@ -29,6 +29,8 @@ type Router struct {
 	Captured   []*v1.CaptureChunk
 	Report     *v1.AuditReport
 	Mroutes    *v1.Mroutes
+	FPM        *v1.FPM
+	Files      *v1.RouteFiles
 	Err        error // returned by every method when set
 
 	mu    sync.Mutex
@@ -147,6 +149,22 @@ func (r *Router) Audit(_ context.Context, q *v1.AuditRequest) (*v1.AuditReport, 
 	return answer(r, q, r.Report)
 }
 
+func (r *Router) GetFPM(_ context.Context, q *v1.GetFPMRequest) (*v1.FPM, error) {
+	return answer(r, q, r.FPM)
+}
+
+func (r *Router) ListRouteFiles(_ context.Context, q *v1.ListRouteFilesRequest) (*v1.RouteFiles, error) {
+	return answer(r, q, r.Files)
+}
+
+func (r *Router) LoadRoutes(_ context.Context, q *v1.LoadRoutesRequest) (*v1.LoadRoutesResponse, error) {
+	return answer(r, q, &v1.LoadRoutesResponse{Routes: 1_042_325, DurationNs: 1_500_000_000})
+}
+
+func (r *Router) UnloadRoutes(_ context.Context, q *v1.UnloadRoutesRequest) (*v1.UnloadRoutesResponse, error) {
+	return answer(r, q, &v1.UnloadRoutesResponse{Routes: 1_042_325})
+}
+
 // Trace sends Count packets, or goes on until the caller leaves.
 func (r *Router) Trace(ctx context.Context, q *v1.TraceRequest, send func(*v1.TracedPacket) error) error {
 	if _, err := answer(r, q, 0); err != nil {
@@ -218,6 +236,20 @@ func New() *Router {
 				{What: "route", Name: "by wg0", Source: "kernel", Want: "1 route such as 198.18.0.0/15", Have: "unreachable", SinceUnixNs: 1_767_222_000_000_000_000, Why: "it is none of Millrace's ports", Note: true},
 			},
 		},
+		FPM: &v1.FPM{
+			Listen: "127.0.0.1:2620", Prefixes: 1003, Waiting: 2, Applied: 5120, Refused: 1, Error: "next-hop groups: table full", Connections: 3,
+			Clients: []*v1.FPMClient{{
+				Name: "127.0.0.1:41234", SinceUnixNs: 1_767_225_600_000_000_000, Routes: 1000, Objects: 12,
+				Counts: &v1.FPMCounts{Bytes: 70_000, Frames: 1100, Added: 1050, Removed: 50, Objects: 14, Kernel: 4, Tables: 2},
+			}},
+			Stale: []*v1.StaleRoutes{{Name: "127.0.0.1:41200", Routes: 3, SinceUnixNs: 1_767_225_590_000_000_000, UntilUnixNs: 1_767_225_710_000_000_000}},
+			Ended: []*v1.FPMEnd{{Name: "127.0.0.1:41200", AtUnixNs: 1_767_225_590_000_000_000, Why: "closed by the daemon"}},
+			Total: &v1.FPMCounts{Bytes: 140_000, Frames: 2200, Added: 2100, Removed: 97, Objects: 28, Kernel: 8, Tables: 2},
+		},
+		Files: &v1.RouteFiles{Files: []*v1.RouteFile{
+			{File: "/var/lib/rib.mrt.gz", Source: "config", State: "loaded", Routes: 1_042_325, Unreachable: 17, LoadedUnixNs: 1_767_225_600_000_000_000},
+			{File: "/tmp/x.txt", Source: "config", State: "failed", Error: "/tmp/x.txt:3: \"10.0.0/8\" is not a prefix"},
+		}},
 		Neighbours: &v1.Neighbours{Neighbours: []*v1.Neighbour{
 			{Address: "192.0.2.9", Port: "eth0", State: "incomplete", Source: "kernel", Held: 2},
 			{Address: "192.0.2.254", Port: "eth0", Mac: "02:00:00:00:00:fe", State: "reachable", Source: "kernel"},

@@ -788,7 +788,8 @@ type ListRoutesRequest struct {
 	Prefix string `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	// "ipv4" or "ipv6"; empty for both.
 	Family string `protobuf:"bytes,3,opt,name=family,proto3" json:"family,omitempty"`
-	// Only routes of this source: "kernel", "config", "api", "connected".
+	// Only routes of this source: "kernel", "config", "api", "connected", "fpm", "file"; of the last two also
+	// those that are not in use.
 	Source string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
 	// At most so many routes; 0 for all.
 	Limit         uint32 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
@@ -921,11 +922,15 @@ type Route struct {
 	Type     string     `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
 	NextHops []*NextHop `protobuf:"bytes,3,rep,name=next_hops,json=nextHops,proto3" json:"next_hops,omitempty"`
 	Metric   uint32     `protobuf:"varint,4,opt,name=metric,proto3" json:"metric,omitempty"`
-	// Who brought it: "kernel", "config", "api", "connected"; with the kernel's protocol
+	// Who brought it: "kernel", "config", "api", "connected", "fpm", "file"; with the kernel's protocol
 	// and table where it is the kernel's.
-	Source        string `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
-	Protocol      string `protobuf:"bytes,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	Table         uint32 `protobuf:"varint,7,opt,name=table,proto3" json:"table,omitempty"`
+	Source   string `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	Protocol string `protobuf:"bytes,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Table    uint32 `protobuf:"varint,7,opt,name=table,proto3" json:"table,omitempty"`
+	// The connection that brought it ended, and it is kept for a while.
+	Stale bool `protobuf:"varint,20,opt,name=stale,proto3" json:"stale,omitempty"`
+	// Not in use, because another route to the prefix goes before.
+	Unused        bool `protobuf:"varint,21,opt,name=unused,proto3" json:"unused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1007,6 +1012,20 @@ func (x *Route) GetTable() uint32 {
 		return x.Table
 	}
 	return 0
+}
+
+func (x *Route) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
+func (x *Route) GetUnused() bool {
+	if x != nil {
+		return x.Unused
+	}
+	return false
 }
 
 type NextHop struct {
@@ -3014,7 +3033,7 @@ const file_router_proto_rawDesc = "" +
 	"\x05limit\x18\x05 \x01(\rR\x05limit\"J\n" +
 	"\x06Routes\x12*\n" +
 	"\x06routes\x18\x01 \x03(\v2\x12.millrace.v1.RouteR\x06routes\x12\x14\n" +
-	"\x05total\x18\x02 \x01(\x04R\x05total\"\xc8\x01\n" +
+	"\x05total\x18\x02 \x01(\x04R\x05total\"\xf6\x01\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x121\n" +
@@ -3022,7 +3041,9 @@ const file_router_proto_rawDesc = "" +
 	"\x06metric\x18\x04 \x01(\rR\x06metric\x12\x16\n" +
 	"\x06source\x18\x05 \x01(\tR\x06source\x12\x1a\n" +
 	"\bprotocol\x18\x06 \x01(\tR\bprotocol\x12\x14\n" +
-	"\x05table\x18\a \x01(\rR\x05table\"}\n" +
+	"\x05table\x18\a \x01(\rR\x05table\x12\x14\n" +
+	"\x05stale\x18\x14 \x01(\bR\x05stale\x12\x16\n" +
+	"\x06unused\x18\x15 \x01(\bR\x06unused\"}\n" +
 	"\aNextHop\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\tR\x04port\x12\x16\n" +
