@@ -87,7 +87,7 @@ func (r *Router) resolvePath(p *rib.Path) (typ fib.RouteType, hops []fib.NextHop
 		case h.Dev != "":
 			i = r.named(h.Dev)
 		default:
-			i = r.toward(h.Via)
+			i = r.toward(h.Via, 0)
 		}
 		if i != nil && !h.Encap {
 			hops = append(hops, fib.NextHop{Via: h.Via, Iface: i.id, Weight: h.Weight, MTU: mtu})
@@ -119,7 +119,7 @@ func (r *Router) syncSources() error {
 	if err != nil {
 		return fmt.Errorf("fpm.listen: %w", err)
 	}
-	s := fpm.New(r.src.fpm, fpm.Options{Log: r.log.Named("fpm"), Stale: c.Stale, Quiet: c.Quiet})
+	s := fpm.New(r.src.fpm, fpm.Options{Log: r.log.Named("fpm"), Stale: c.Stale, Quiet: c.Quiet, Takes: func(table uint32) bool { return table != kernel.TableLocal }})
 	ctx, cancel := context.WithCancel(r.src.feed)
 	done := make(chan struct{})
 	go func() {
