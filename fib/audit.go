@@ -45,7 +45,7 @@ func (a *RouteAudit) Check(want []Route, differs func(want, have *Route)) {
 		}
 		c := &e.cands[k]
 		c.stamp = a.stamp
-		if s := f.intern(r.Type, r.NextHops); s != c.set {
+		if s := f.leads(r); s != c.set {
 			have := f.info(e, k, -1).Route
 			differs(r, &have)
 			f.forget(s)

@@ -221,7 +221,7 @@ func (f *FIB) Update(add []Route, del []Key) error {
 		if err != nil {
 			return f.fail(err)
 		}
-		c := cand{set: f.intern(r.Type, r.NextHops), src: r.Source, metric: r.Metric, tag: r.Tag, since: now, stamp: f.stamp, local: r.Table == TableLocal}
+		c := cand{set: f.leads(r), src: r.Source, metric: r.Metric, tag: r.Tag, since: now, stamp: f.stamp, local: r.Table == TableLocal}
 		if !r.Since.IsZero() {
 			c.since = r.Since.UnixNano()
 		}

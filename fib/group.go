@@ -95,6 +95,23 @@ func (f *FIB) enter(s *hopset) {
 	}
 }
 
+// leads finds or makes the set that a route leads to. As in Linux, no MTU is too small for IPv6.
+func (f *FIB) leads(r *Route) *hopset {
+	hops := r.NextHops
+	if r.Prefix.Addr().Is6() {
+		small := func(h NextHop) bool { return h.MTU > 0 && h.MTU < minMTU6 }
+		if slices.ContainsFunc(hops, small) {
+			hops = slices.Clone(hops)
+			for i := range hops {
+				if small(hops[i]) {
+					hops[i].MTU = minMTU6
+				}
+			}
+		}
+	}
+	return f.intern(r.Type, hops)
+}
+
 // compare is 0 for the same way with any weight.
 func (h *NextHop) compare(o *NextHop) int {
 	return cmp.Or(cmp.Compare(h.Iface, o.Iface), h.Via.Compare(o.Via), cmp.Compare(h.MTU, o.MTU))

@@ -17,7 +17,7 @@ type NextHop struct {
 	Via    netip.Addr
 	Iface  uint16
 	Weight int // share of the flows among several next hops; 0 counts as 1
-	MTU    int // of the path by this next hop; 0, or more than the interface's, for the interface's
+	MTU    int // of the path by this next hop; 0, or more than the interface's, for the interface's. Less than 1280 is 1280 for IPv6
 }
 
 // RouteType says what becomes of packets.
@@ -98,8 +98,11 @@ var (
 // maxHops bounds the next hops of a route.
 const maxHops = 1024
 
-// minMTU is IPv4's least (RFC 791).
-const minMTU = 68
+// The least MTUs of IPv4 (RFC 791) and IPv6 (RFC 8200 5).
+const (
+	minMTU  = 68
+	minMTU6 = 1280
+)
 
 // maxWeight bounds a next hop's weight.
 const maxWeight = 1 << 16

@@ -383,6 +383,15 @@ func TestRouteMTU(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.setNeigh(1, a, pmd.MAC{2})
+	via6 := netip.MustParseAddr("fe80::1")
+	for d, mtu := range map[string]int{"2001:db8:1::": 1000, "2001:db8:2::": 1280, "2001:db8:3::": 1400} {
+		p := netip.PrefixFrom(netip.MustParseAddr(d), 48)
+		if err := r.update([]Route{{Prefix: p, NextHops: []NextHop{{Via: via6, Iface: 1, MTU: mtu}}, Source: SourceAPI}}, nil); err != nil {
+			t.Fatal(err)
+		}
+		want[d] = max(mtu, 1280)
+	}
+	r.setNeigh(1, via6, pmd.MAC{2, 6})
 	check := func() {
 		t.Helper()
 		for d, mtu := range want {
@@ -393,8 +402,8 @@ func TestRouteMTU(t *testing.T) {
 		}
 	}
 	check()
-	if n := r.Stats().Adjs - fresh.Adjs; n != 4 {
-		t.Errorf("%d adjacencies for 0, 1300, 1400 and 9000, want 4", n)
+	if n := r.Stats().Adjs - fresh.Adjs; n != 6 {
+		t.Errorf("%d adjacencies for 0, 1300, 1400 and 9000 by one neighbour and 1280 and 1400 by another, want 6", n)
 	}
 	r.setNeigh(1, a, pmd.MAC{2, 1}) // all move
 	check()

@@ -161,6 +161,9 @@ func (b *exitBed) receive(wire, n int, to pmd.MAC) (l [][]byte) {
 			if e := packet.Ethernet(f); e.Dst() != to || e.Src() != exitRouter {
 				b.Errorf("frame % x", f[:14])
 			}
+			if v6 := f[14]>>4 == 6; v6 != (packet.Ethernet(f).Type() == packet.EtherIPv6) || !v6 && packet.Ethernet(f).Type() != packet.EtherIPv4 {
+				b.Errorf("EtherType of frame % x", f[:15])
+			}
 			l = append(l, f[14:])
 		}
 		b.cache.Free(got[:k])
