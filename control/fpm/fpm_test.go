@@ -15,6 +15,8 @@ import (
 
 	"millrace/control/rib"
 	"millrace/fib"
+	"millrace/internal/epoch"
+	"millrace/pipeline/graph"
 )
 
 // A small zebra: it writes what FRR 8.4 was seen to write.
@@ -368,6 +370,47 @@ func BenchmarkReceive(b *testing.B) {
 			b.Fatal(err)
 		}
 		wait(b, "all", func() bool { return total() == n })
+	}
+	b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds(), "routes/s")
+}
+
+// BenchmarkFIB is from the socket into the FIB's tables: a million routes by 500 next-hop objects.
+func BenchmarkFIB(b *testing.B) {
+	const n = 1_000_000
+	stream := fullTable(n)
+	for b.Loop() {
+		b.StopTimer()
+		gt, err := graph.NewTables()
+		if err != nil {
+			b.Fatal(err)
+		}
+		f, err := fib.New(gt, epoch.NewDomain(), fib.Reasons{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		gt.Ifaces[1] = graph.Iface{Flags: graph.IfUp, MTU: 1500}
+		if err := f.SetIface(1, fib.IfaceOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		_, tab, dial, total := serve(b, Options{}, 1<<22)
+		resolve := func(p *rib.Path) (fib.RouteType, []fib.NextHop, bool) {
+			return fib.Unicast, []fib.NextHop{{Via: p.Hops[0].Via, Iface: 1, Weight: 1}}, true
+		}
+		c := dial()
+		b.StartTimer()
+		go c.Write(stream)
+		for total() < n || tab.Stats().Queued != 0 {
+			<-tab.Wake()
+			for tab.Flush(resolve, f.Update) {
+			}
+		}
+		b.StopTimer()
+		if s := tab.Stats(); s.Refused != 0 {
+			b.Fatal(s.Err)
+		}
+		f.Close()
+		gt.Close()
+		b.StartTimer()
 	}
 	b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds(), "routes/s")
 }
