@@ -16,6 +16,13 @@
 //     Reasons.Unresolved, and Target says whom to ask for.
 //   - A neighbour inside a connected prefix has a host entry in the tables of its own.
 //
+// # Routing tables, rules, sources
+//
+// There are many routing tables (table.go), which share groups and neighbours. An interface's packets are looked up in
+// its table, or as the rules say (rule.go). Both come to a policy (policy.go): for each interface the chain of
+// steps that its packets may need. It is published as one pointer; where all packets are looked up in main, which is
+// checked once a vector, there is none. The same chains answer where a packet's source is (rpf.go).
+//
 // # Synchronisation
 //
 // Cold methods take one mutex. The hot path takes none: each change is one store of at
