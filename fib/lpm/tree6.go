@@ -356,6 +356,7 @@ func (t *Table6) writeBucket(n *node6, ents []ent, subs []sub6, whole bool) {
 	for j := range base6 {
 		own[j] = noKey
 	}
+	d := 0 // deep values so far
 	for i, e := 0, ents; i < nl; i, e = i+1, e[min(leafValues, len(e)):] {
 		if i > 0 {
 			own[i-1] = e[0].key - 1
@@ -363,10 +364,6 @@ func (t *Table6) writeBucket(n *node6, ents []ent, subs []sub6, whole bool) {
 		l := &all[i]
 		h := halves(l)
 		h[31] = 0
-		d := len(subs) // deep values before this line
-		for _, x := range e {
-			d -= int(x.value >> 15)
-		}
 		for j := range leafValues {
 			if j >= len(e) {
 				l[j-1] = noKey
@@ -448,6 +445,9 @@ func (t *Table6) gather(tr *tree6, k0, k1 uint32, old []sub6) ([]ent, []sub6) {
 	g.put(k0, v)
 	more := c.turn()
 	for {
+		if more {
+			v = g.plain(tr, &c, v, last, old)
+		}
 		// The next span of another value, or the next old tree, if it comes first.
 		var s *span
 		var k uint32
@@ -496,6 +496,31 @@ func (t *Table6) gather(tr *tree6, k0, k1 uint32, old []sub6) ([]ent, []sub6) {
 type gathered struct {
 	ents []ent
 	subs []sub6
+}
+
+// plain lists the values of spans in a chunk, from the cursor's on, as long as nothing is deep; v is the value
+// before. The rest, of which the cursor points at the first, is for gather.
+func (g *gathered) plain(tr *tree6, c *cursor, v uint16, last u128, old []sub6) uint16 {
+	ch, i := c.ch, c.i
+	for {
+		x := &ch[i]
+		j := i + 1
+		for j < len(ch) && ch[j].value == x.value {
+			j++
+		}
+		if j >= len(ch) || last.less(x.start) {
+			break
+		}
+		k := tr.key(x.start)
+		if len(old) > 0 && old[0].key <= k || x.start != tr.first(k) || !tr.end(k).less(ch[j].start) {
+			break
+		}
+		v = x.value
+		g.put(k, v)
+		i = j
+	}
+	c.i = i
+	return v
 }
 
 func (g *gathered) put(k uint32, v uint16) {
