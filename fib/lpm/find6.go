@@ -7,7 +7,7 @@ import (
 
 const (
 	batch6 = 256 // destinations at a time
-	few6   = 16  // as many take less scratch
+	few6   = 32  // so many take less scratch
 )
 
 // lanes6 is scratch of a lookup: offsets of lines and keys, by lane.
@@ -48,7 +48,7 @@ func (t *Table6) lanes(dst *[16]byte, out *uint16, at, key *uint32, n int) {
 		t.tall(unsafe.Slice(at, n), unsafe.Slice(key, n))
 	}
 	walk6(t.base, at, key, n)
-	if leaf6(t.base, at, key, out, n, def) != 0 {
+	if leaf6(t.base, at, key, out, n, def)&deep != 0 {
 		t.deep(unsafe.Slice(dst, n), unsafe.Slice(out, n), unsafe.Slice(at, n), uint16(def))
 	}
 }

@@ -213,7 +213,8 @@ func (t *Table6) plant(i int, p uint32) {
 	}
 }
 
-// Commit shows readers the changes since the last one.
+// Commit shows readers the changes since the last one. A batch that changes ::/0 shows that first: what goes
+// from it to another prefix in the same batch may be seen with its new value between.
 func (t *Table6) Commit() {
 	if t.def != t.wantDef {
 		atomic.StoreUint32(&t.def, t.wantDef)
@@ -408,7 +409,7 @@ func (t *Table6) leaf(at, key uint32) uint16 {
 // beyond is 1 where a > b, without a branch.
 func beyond(a, b uint32) uint32 { return uint32((uint64(b) - uint64(a)) >> 63) }
 
-// Bytes is the memory of the table and of the writer's shadow.
+// Bytes is the memory of the table and of the writer's shadow. It is for the writer.
 func (t *Table6) Bytes() (hot, shadow int) {
 	used, limbo, state := t.lines.usage()
 	nodes, pages := 0, 0
