@@ -1,6 +1,6 @@
 #include "textflag.h"
 
-// The directory: DST is the next address, in network order.
+// The directory, of one address in network order.
 #define START(i, R, T) \
 	MOVQ   (16*i)(CX), R; \
 	BSWAPQ R;             \
