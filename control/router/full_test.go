@@ -37,15 +37,15 @@ func fullTable(n int) (out []netip.Prefix) {
 	return out
 }
 
-// load gives a namespace's kernel routes, over 500 gateways.
-func load(tb testing.TB, ns *testnet.NS, verb string, ps []netip.Prefix, shift int) {
+// loadTable gives a namespace's kernel routes, over 500 gateways.
+func loadTable(tb testing.TB, ns *testnet.NS, verb string, ps []netip.Prefix, shift int) {
 	tb.Helper()
-	if err := batch(ns, verb, ps, shift); err != nil {
+	if err := batchTable(ns, verb, ps, shift); err != nil {
 		tb.Fatal(err)
 	}
 }
 
-func batch(ns *testnet.NS, verb string, ps []netip.Prefix, shift int) error {
+func batchTable(ns *testnet.NS, verb string, ps []netip.Prefix, shift int) error {
 	var b strings.Builder
 	for i, p := range ps {
 		gw := (i*7919 + shift) % 500
@@ -73,7 +73,7 @@ func TestFlood(t *testing.T) {
 	ps := fullTable(n)
 	r := start(t, l.router, twoPorts)
 	began := time.Now()
-	load(t, l.router, "add", ps, 0)
+	loadTable(t, l.router, "add", ps, 0)
 	loaded := time.Since(began)
 	settled := func(what string) {
 		t.Helper()
@@ -90,7 +90,7 @@ func TestFlood(t *testing.T) {
 	t.Logf("%d routes in %v, followed and audited after %v", len(ps), loaded.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
 	began = time.Now()
 	loading := make(chan error, 1)
-	go func() { loading <- batch(l.router, "replace", ps, 13) }()
+	go func() { loading <- batchTable(l.router, "replace", ps, 13) }()
 	for i := range 100 {
 		ip(t, l.router, "link set r0 "+[]string{"down", "up"}[i%2])
 	}
@@ -117,7 +117,7 @@ func BenchmarkFullTable(b *testing.B) {
 	testnet.Veth(b, ns, "r1", peer, "s0")
 	ip(b, ns, "address add 10.0.8.254/21 dev r1")
 	ps := fullTable(1 << 20)
-	load(b, ns, "add", ps, 0)
+	loadTable(b, ns, "add", ps, 0)
 	for b.Loop() {
 		var before, after runtime.MemStats
 		b.StopTimer()
