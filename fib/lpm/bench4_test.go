@@ -55,33 +55,39 @@ func full4(b *testing.B, form int, rs []route4) V4 {
 	return x
 }
 
-// BenchmarkFind4 looks up batches of 256 in the Internet's table. In the polluted ones, four lines of each of 256 packets of a
+// BenchmarkFind4 looks up batches of 256 in the Internet's table, by the assembly where the machine can, and without. In the polluted ones, four lines of each of 256 packets of a
 // ring of 64 MiB go through the caches between two batches; that is not timed.
 func BenchmarkFind4(b *testing.B) {
 	rs := internet(b)
 	ts := traces4(b, rs)
-	ring := make([]uint64, 64<<17)
+	ring, err := mem.Of[uint64](64 << 17) // in large pages, as packets are
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer mem.Free(ring)
 	out := make([]uint16, 256)
 	for i, form := range forms {
 		x := full4(b, i, rs)
 		defer x.Close()
-		for _, polluted := range []bool{false, true} {
+		for _, variant := range []string{"", "/polluted", "/go"} {
+			polluted := variant == "/polluted"
 			for _, tr := range ts {
-				name := form.name + "/" + tr.name
-				if polluted {
-					name += "/polluted"
-				}
+				name := form.name + "/" + tr.name + variant
 				b.Run(name, func(b *testing.B) {
 					runtime.LockOSThread()
 					defer runtime.UnlockOSThread()
+					if variant == "/go" && gather4 {
+						defer noGather()()
+					}
 					at := 0
+					var spent []time.Duration
 					var rates []float64 // of whole passes over the trace
 					for b.Loop() {
-						var spent time.Duration
-						step := 1 << 14 // as many as go unnoticed by the clock
+						step := 1 << 13 // as many as go unnoticed by the clock
 						if polluted {
 							step = 256
 						}
+						spent = spent[:0]
 						for n := 0; n < len(tr.dst); n += step {
 							for k := 0; polluted && k < 256; k++ {
 								for l := range 4 {
@@ -93,9 +99,16 @@ func BenchmarkFind4(b *testing.B) {
 							for k := n; k < n+step; k += 256 {
 								x.Find(&tr.dst[k], &out[0], 256)
 							}
-							spent += time.Since(t)
+							spent = append(spent, time.Since(t))
 						}
-						rates = append(rates, float64(len(tr.dst))/spent.Seconds()/1e6)
+						// Steps in which the thread did not run are left out.
+						slices.Sort(spent)
+						sum, n := time.Duration(0), 0
+						for n < len(spent) && spent[n] <= 4*spent[len(spent)/2] {
+							sum += spent[n]
+							n++
+						}
+						rates = append(rates, float64(n*step)/sum.Seconds()/1e6)
 					}
 					slices.Sort(rates)
 					b.ReportMetric(rates[len(rates)-1], "best-Mlookups/s")
