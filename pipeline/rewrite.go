@@ -86,7 +86,7 @@ func (s transmit) Run(*graph.Vector) { s.w.Flush() }
 func rewrite4(w *graph.Worker, v *graph.Vector) (back, tagged bool) {
 	base, n, odd := w.Base, v.N4, 0
 	adjs := (*[graph.MaxAdjs]graph.Adj)(w.Tables.Adjs)
-	tagged = v.Moved
+	owed, moved := uint32(0), uint8(0) // summed up without branches, which neighbours in no order would mispredict
 	for j := 0; j < n; {
 		cur := v.Adj[v.Lane4[uint8(j)]]
 		a := &adjs[cur]
@@ -123,18 +123,18 @@ func rewrite4(w *graph.Worker, v *graph.Vector) (back, tagged bool) {
 		c.Bytes += by
 		q.Bytes += by
 		q.N = qn
-		back = back || a.Iface == v.From
-		tagged = tagged || a.L2 != 14 || a.Flags&graph.AdjMulticast != 0
+		owed |= uint32(a.Flags) & ((uint32(a.Iface^v.From) - 1) >> 31)
+		moved |= a.L2 ^ 14 | a.Flags&graph.AdjMulticast
 	}
 	v.NOdd = odd
-	return back, tagged
+	return owed&graph.AdjRedirect != 0, moved != 0 || v.Moved
 }
 
 // rewrite6 is rewrite4 for the IPv6 lane.
 func rewrite6(w *graph.Worker, v *graph.Vector) (back, tagged bool) {
 	base, n, odd := w.Base, v.N6, 0
 	adjs := (*[graph.MaxAdjs]graph.Adj)(w.Tables.Adjs)
-	tagged = v.Moved
+	owed, moved := uint32(0), uint8(0)
 	for j := 0; j < n; {
 		cur := v.Adj[v.Lane6[uint8(j)]]
 		a := &adjs[cur]
@@ -171,11 +171,11 @@ func rewrite6(w *graph.Worker, v *graph.Vector) (back, tagged bool) {
 		c.Bytes += by
 		q.Bytes += by
 		q.N = qn
-		back = back || a.Iface == v.From
-		tagged = tagged || a.L2 != 14 || a.Flags&graph.AdjMulticast != 0
+		owed |= uint32(a.Flags) & ((uint32(a.Iface^v.From) - 1) >> 31)
+		moved |= a.L2 ^ 14 | a.Flags&graph.AdjMulticast
 	}
 	v.NOdd = odd
-	return back, tagged
+	return owed&graph.AdjRedirect != 0, moved != 0 || v.Moved
 }
 
 // ttlDown decrements an IPv4 TTL and mends the checksum (RFC 1624): both stand in
