@@ -132,7 +132,7 @@ func subjects[A bgp.Addr](t *testing.T, v4 bool, own []contender[A], table []bgp
 		o := tab.(*ownTable[A])
 		o.Prepare(table)
 		l = append(l, subject[A]{
-			name: "lpm" + c.kind, change: o.Update, find: o.Find, close: o.Close,
+			name: c.name("lpm", "table"), change: o.Update, find: o.Find, close: o.Close,
 			round: o.slot.Quiesce, on: online(o.slot.Online, o.slot.Offline),
 		})
 	}

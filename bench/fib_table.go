@@ -20,6 +20,9 @@ var own4 = []contender[uint32]{
 	{make: func(int) (fibTable[uint32], error) {
 		return newOwn(func(d *epoch.Domain) (lpmTable[uint32], error) { return lpm.New4(d) })
 	}},
+	{kind: "compact", make: func(int) (fibTable[uint32], error) {
+		return newOwn(func(d *epoch.Domain) (lpmTable[uint32], error) { return lpm.NewCompact4(d) })
+	}},
 }
 
 var own6 = []contender[[16]byte]{

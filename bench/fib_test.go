@@ -23,6 +23,10 @@ func TestFIB(t *testing.T) {
 			continue
 		}
 		has(t, r, "lookups_per_second", f+"zipf", f+"zipf@bart", f+third, f+third+"/polluted@bart", f+"hosts", f+"hosts@bart")
+		if f == "ipv4/" {
+			has(t, r, "lookups_per_second", f+"compact/prefixes", f+"compact/hosts")
+			has(t, r, "updates_per_second", f+"compact/updates")
+		}
 		has(t, r, "mebibytes", f+"memory", f+"memory/table", f+"memory/shadow", f+"memory@bart")
 		has(t, r, "build_seconds", f+"build", f+"build/table", f+"build/table@bart")
 		has(t, r, "updates_per_second", f+"updates", f+"updates@bart", f+"fib-updates")
