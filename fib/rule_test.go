@@ -390,6 +390,16 @@ func testRules(t *testing.T, a, b uint64, rounds int) {
 			if !slices.Contains(strings.Split(want, " "), got) {
 				t.Fatalf("round %d: %+v: %s, want %s\nrules %+v\nroutes %+v", n, ps[i], got, want, j.rules[n&1], j.routes)
 			}
+			if p := ps[i]; !p.frag && !strings.HasPrefix(got, "rpf/") {
+				q := Query{FlowKey: packet.FlowKey{Src: p.src, Dst: p.dst, Proto: p.proto}, In: p.in, TOS: p.tos, Mark: p.mark}
+				if p.proto != 1 {
+					q.SrcPort, q.DstPort = p.sport, p.dport
+				}
+				d := r.Decide(q)
+				if d.Exit != 0 && d.Exit.String() != got || d.Exit == 0 && (strings.Contains(got, "lookup/") || d.Adj != l.v.Adj[i]) {
+					t.Fatalf("round %d: %+v: %s, and Decide says %v, adjacency %d by rule %+v and table %d\nrules %+v\nroutes %+v", n, p, got, d.Exit, d.Adj, d.Rule, d.Table, j.rules[n&1], j.routes)
+				}
+			}
 			seen[strings.Split(got, "/")[0]+got[strings.Index(got, "/"):][:2]]++
 			if strings.Contains(got, "lookup/") || strings.Contains(got, "rpf/") {
 				seen[got]++

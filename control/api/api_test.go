@@ -100,8 +100,10 @@ func TestCalls(t *testing.T) {
 	call("LoadRoutes", &v1.LoadRoutesResponse{Routes: 1_042_325, DurationNs: 1_500_000_000}, m19, err)
 	m20, err := c.UnloadRoutes(ctx, &v1.UnloadRoutesRequest{File: "/x"})
 	call("UnloadRoutes", &v1.UnloadRoutesResponse{Routes: 1_042_325}, m20, err)
+	m21, err := c.Explain(ctx, &v1.ExplainRequest{To: "10.0.0.1"})
+	call("Explain", r.Explained, m21, err)
 	calls := r.Calls()
-	if len(calls) != 20 || !proto.Equal(calls[9], apply) || !calls[14].(*v1.SetMeasureRequest).On {
+	if len(calls) != 21 || !proto.Equal(calls[9], apply) || !calls[14].(*v1.SetMeasureRequest).On {
 		t.Errorf("the router was asked %v", calls)
 	}
 }

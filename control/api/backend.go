@@ -49,6 +49,7 @@ type Backend interface {
 	UnloadRoutes(context.Context, *v1.UnloadRoutesRequest) (*v1.UnloadRoutesResponse, error)
 
 	Audit(context.Context, *v1.AuditRequest) (*v1.AuditReport, error)
+	Explain(context.Context, *v1.ExplainRequest) (*v1.Explanation, error)
 
 	ListMroutes(context.Context, *v1.ListMroutesRequest) (*v1.Mroutes, error)
 	AddMroute(context.Context, *v1.AddMrouteRequest) (*v1.AddMrouteResponse, error)

@@ -26,6 +26,7 @@ const patience = time.Minute
 type Client struct {
 	v1.RouterClient
 	v1.AuditorClient
+	v1.ExplainerClient
 	v1.MulticastClient
 	v1.SourcesClient
 	path string
@@ -57,6 +58,7 @@ func Dial(path string) *Client {
 	const base = "http://millrace"
 	c.RouterClient = v1.NewRouterClient(c.http, base, opts)
 	c.AuditorClient = v1.NewAuditorClient(c.http, base, opts)
+	c.ExplainerClient = v1.NewExplainerClient(c.http, base, opts)
 	c.MulticastClient = v1.NewMulticastClient(c.http, base, opts)
 	c.SourcesClient = v1.NewSourcesClient(c.http, base, opts)
 	return c

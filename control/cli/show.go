@@ -224,27 +224,29 @@ func (a *app) showRoutes() *cobra.Command {
 	var r v1.ListRoutesRequest
 	var asked string
 	c := showing(a, &cobra.Command{
-		Use: "routes [ADDRESS|PREFIX]", Aliases: []string{"route"}, Short: "Routes; with an address, the one that its packets take", Args: args(cobra.MaximumNArgs(1)),
-		Long: `Lists the forwarding table in the manner of ` + "`ip route`" + `. With an address, the route that
-a packet to it takes (exit code 1 if there is none); with a prefix, it and all in it.`,
+		Use: "routes [PREFIX | ADDRESS [from ADDRESS] [iif PORT] [ipproto NAME sport N dport N] ...]", Aliases: []string{"route"},
+		Short: "Routes; with an address, the way that its packets take and why", Args: cobra.ArbitraryArgs,
+		Long: `Lists the forwarding table in the manner of ` + "`ip route`" + `; with a prefix, it and all in it.
+
+With an address, the way of a packet to it: the rule that decides, the route that matches, the next hops of its group with
+what they have of the buckets, the bucket of the flow, and how the packet is sent or why not. What more is said of the flow (as for
+` + "`ip route get`" + `: from, iif, ipproto, sport, dport, flowlabel, tos, mark, table) decides among several next hops and rules. The
+exit code is 1 if there is no route.`,
 		Example: `  millrace show routes 198.51.100.7
+  millrace show routes 198.51.100.7 from 192.0.2.2 iif eth0 ipproto tcp sport 40000 dport 443
   millrace show routes 2001:db8::/32
   millrace show routes -6 --source config`,
 	}, func(ctx context.Context, b api.Backend, words []string) (*v1.Routes, error) {
 		if len(words) == 1 {
 			asked = words[0]
-			switch _, aerr := netip.ParseAddr(asked); {
-			case aerr == nil:
-				r.Address = asked
-			case asked == "default":
+			if asked == "default" {
 				return nil, usage("write 0.0.0.0/0 or ::/0 for all IPv4 or IPv6 routes")
-			default:
-				p, err := netip.ParsePrefix(asked)
-				if err != nil {
-					return nil, usage("%q is neither an address nor a prefix", asked)
-				}
-				r.Prefix = p.Masked().String()
 			}
+			p, err := netip.ParsePrefix(asked)
+			if err != nil {
+				return nil, usage("%q is neither an address nor a prefix", asked)
+			}
+			r.Prefix = p.Masked().String()
 		}
 		return b.ListRoutes(ctx, &r)
 	}, func(w io.Writer, l *v1.Routes) {
@@ -260,6 +262,35 @@ a packet to it takes (exit code 1 if there is none); with a prefix, it and all i
 		}
 		return nil
 	})
+	list := c.RunE
+	c.RunE = func(c *cobra.Command, words []string) error {
+		if len(words) == 0 {
+			return list(c, words)
+		}
+		if _, err := netip.ParseAddr(words[0]); err != nil {
+			if len(words) > 1 {
+				return usage("%q: behind a prefix comes nothing; a flow begins with an address", words[1])
+			}
+			return list(c, words)
+		}
+		q, err := parseFlow(words)
+		if err != nil {
+			return err
+		}
+		x, err := a.dial().Explain(c.Context(), q)
+		if err != nil {
+			return err
+		}
+		if asJSON, _ := c.Flags().GetBool("json"); asJSON {
+			err = printJSON(c.OutOrStdout(), x)
+		} else {
+			printExplanation(c.OutOrStdout(), x)
+		}
+		if err == nil && x.Route == nil {
+			err = no("no route for %s", words[0])
+		}
+		return err
+	}
 	c.Flags().Uint32Var(&r.Limit, "limit", 1000, "show at most so many; 0 for all")
 	c.Flags().StringVar(&r.Source, "source", "", "only those from kernel, config, api, connected, fpm or file")
 	v4, v6 := c.Flags().BoolP("ipv4", "4", false, "only IPv4"), c.Flags().BoolP("ipv6", "6", false, "only IPv6")

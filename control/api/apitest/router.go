@@ -4,6 +4,7 @@ package apitest
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
@@ -28,6 +29,7 @@ type Router struct {
 	Traced     []*v1.TracedPacket // sent again and again until TraceRequest.Count
 	Captured   []*v1.CaptureChunk
 	Report     *v1.AuditReport
+	Explained  *v1.Explanation
 	Mroutes    *v1.Mroutes
 	FPM        *v1.FPM
 	Files      *v1.RouteFiles
@@ -165,6 +167,14 @@ func (r *Router) UnloadRoutes(_ context.Context, q *v1.UnloadRoutesRequest) (*v1
 	return answer(r, q, &v1.UnloadRoutesResponse{Routes: 1_042_325})
 }
 
+// Explain answers for the first route, and with none for addresses in 203.0.113.0/24.
+func (r *Router) Explain(_ context.Context, q *v1.ExplainRequest) (*v1.Explanation, error) {
+	if strings.HasPrefix(q.To, "203.0.113.") {
+		return answer(r, q, &v1.Explanation{Exit: "lookup/no-route", ExitDoc: "No route covers the destination."})
+	}
+	return answer(r, q, r.Explained)
+}
+
 // Trace sends Count packets, or goes on until the caller leaves.
 func (r *Router) Trace(ctx context.Context, q *v1.TraceRequest, send func(*v1.TracedPacket) error) error {
 	if _, err := answer(r, q, 0); err != nil {
@@ -228,6 +238,14 @@ func New() *Router {
 			{Group: "239.1.1.2", From: "eth0", To: []*v1.MrouteOut{{Port: "lan2"}}, Origin: "config", State: "waiting", Why: "there is no interface lan2"},
 			{Group: "ff0e::1", Source: "2001:db8::9", Origin: "kernel", State: "unresolved"},
 		}},
+		Explained: &v1.Explanation{
+			Rule: "lookup blue", Pref: 100, Table: 10, Group: 7, Hash: "l4", Buckets: 32, Bucket: 13, Adjacency: 3, Port: "eth0", Mtu: 1500, AgeNs: 5_000_000_000,
+			Route: &v1.Route{Prefix: "10.0.0.0/8", Type: "unicast", Source: "config", Table: 10, NextHops: []*v1.NextHop{{Address: "192.0.2.9", Port: "eth0", Weight: 2}, {Address: "192.0.2.10", Port: "eth0", Resolved: true, Mac: "02:00:00:00:00:10"}}},
+			Members: []*v1.Member{
+				{Address: "192.0.2.9", Port: "eth0", Weight: 2, State: "unresolved"},
+				{Address: "192.0.2.10", Port: "eth0", Weight: 1, Buckets: 32, State: "reachable", Mac: "02:00:00:00:00:10", Chosen: true},
+			},
+		},
 		Report: &v1.AuditReport{
 			Faults: 1, Notes: 1, KernelRoutes: 12, OtherRoutes: 3, TableEntries: 20, Groups: 4, Neighbours: 2,
 			StartedUnixNs: 1_767_225_600_000_000_000, DurationNs: 1_500_000, CleanUnixNs: 1_767_225_540_000_000_000,
