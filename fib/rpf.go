@@ -21,7 +21,7 @@ var (
 func RPF4(f *FIB) *graph.Stage {
 	return &graph.Stage{
 		Name: "rpf4", Doc: "reverse-path check of IPv4 sources, where interfaces ask for it", Lane: graph.IPv4,
-		Reasons: []graph.Reason{XLoose, XStrict}, Trace: traceRPF(graph.IfLoose4 | graph.IfStrict4),
+		Reasons: []graph.Reason{XLoose, XStrict}, Trace: traceRPF(graph.IfLoose4 | graph.IfStrict4), On: &f.checks[0],
 		New: func(w *graph.Worker) graph.Runner {
 			return &rpf4{rpf: rpf{f, graph.IfLoose4, graph.IfStrict4}, resolver: resolver[uint32]{hopper: hopper{w}, short: f.short, keys: keys4}}
 		},
@@ -32,7 +32,7 @@ func RPF4(f *FIB) *graph.Stage {
 func RPF6(f *FIB) *graph.Stage {
 	return &graph.Stage{
 		Name: "rpf6", Doc: "reverse-path check of IPv6 sources, where interfaces ask for it", Lane: graph.IPv6,
-		Reasons: []graph.Reason{XLoose, XStrict}, Trace: traceRPF(graph.IfLoose6 | graph.IfStrict6),
+		Reasons: []graph.Reason{XLoose, XStrict}, Trace: traceRPF(graph.IfLoose6 | graph.IfStrict6), On: &f.checks[1],
 		New: func(w *graph.Worker) graph.Runner {
 			return &rpf6{rpf: rpf{f, graph.IfLoose6, graph.IfStrict6}, resolver: resolver[[16]byte]{hopper: hopper{w}, short: f.short, keys: keys6}}
 		},
@@ -88,7 +88,7 @@ type rpf4 struct {
 }
 
 func (s *rpf4) Run(v *graph.Vector) {
-	if !s.f.checks[0].Load() || !s.wants(v, s.w.Tables, &v.Lane4, v.N4) {
+	if !s.wants(v, s.w.Tables, &v.Lane4, v.N4) {
 		return
 	}
 	n := v.N4
@@ -121,7 +121,7 @@ type rpf6 struct {
 }
 
 func (s *rpf6) Run(v *graph.Vector) {
-	if !s.f.checks[1].Load() || !s.wants(v, s.w.Tables, &v.Lane6, v.N6) {
+	if !s.wants(v, s.w.Tables, &v.Lane6, v.N6) {
 		return
 	}
 	n := v.N6

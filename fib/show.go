@@ -219,7 +219,7 @@ func traceGroup(t *graph.Look) string {
 func traceRPF(flags uint16) func(t *graph.Look) string {
 	return func(t *graph.Look) string {
 		if t.Worker.Tables.Ifaces[t.Vector.In[t.Pos]].Flags&flags == 0 {
-			return "not asked for"
+			return ""
 		}
 		return "the source is reachable"
 	}

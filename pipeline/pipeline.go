@@ -133,14 +133,15 @@ func (w *Worker) build(path Path) error {
 		}
 	}
 	for _, st := range path.Stages {
-		if len(w.steps) == graph.MaxStages {
+		if len(w.road) == graph.MaxStages {
 			return fmt.Errorf("more than %d stages", graph.MaxStages)
 		}
-		w.steps = append(w.steps, step{w.Instances[st.Name], st.Lane, &w.C.Stage[len(w.steps)], st})
+		w.road = append(w.road, step{w.Instances[st.Name], st.Lane, &w.C.Stage[len(w.road)], st})
+		if st.On != nil {
+			w.turned = append(w.turned, turn{on: st.On})
+		}
 	}
-	if len(w.steps) > 0 {
-		w.entry = 1
-	}
+	w.steps = make([]step, 0, len(w.road))
 	for _, st := range made {
 		s, ok := w.Instances[st.Name].(graph.Source)
 		if !ok {
@@ -150,7 +151,7 @@ func (w *Worker) build(path Path) error {
 		if err != nil {
 			return err
 		}
-		w.refill = append(w.refill, source{s, at, st.Name})
+		w.refill = append(w.refill, source{s, at, at, st.Name})
 	}
 	for r, info := range graph.Reasons() {
 		if info.To == "" {
@@ -162,6 +163,7 @@ func (w *Worker) build(path Path) error {
 			return fmt.Errorf("reason %s/%s needs the exit stage %q, which is not in the path", info.Stage, info.Name, info.To)
 		}
 	}
+	w.lay()
 	return nil
 }
 

@@ -26,7 +26,7 @@ func NewSolo(o Options) (*Solo, error) {
 	}
 	p.workers = []*Worker{w}
 	w.slot.Online()
-	return &Solo{w, 0, w.steps}, nil
+	return &Solo{w, 0, w.road}, nil
 }
 
 // AddPort gives queue 0 of a port to the worker; see Pipeline.AddPort.
@@ -76,7 +76,7 @@ func (s *Solo) RoundBare() int {
 func (s *Solo) Use(f func(stage string) bool) {
 	s.steps = nil
 	for _, st := range s.all {
-		if f(st.st.Name) {
+		if st.on() && f(st.st.Name) {
 			s.steps = append(s.steps, st)
 		}
 	}

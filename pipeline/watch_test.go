@@ -51,7 +51,7 @@ func TestTrace(t *testing.T) {
 	for _, s := range got[0].Steps {
 		stages = append(stages, s.Stage)
 	}
-	if s := strings.Join(stages, " "); s != "classify check4 rpf4 lookup4+nexthop4 rewrite tx" {
+	if s := strings.Join(stages, " "); s != "classify check4 lookup4+nexthop4 rewrite tx" {
 		t.Errorf("stages: %s", s)
 	}
 }

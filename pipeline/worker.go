@@ -21,8 +21,10 @@ type Worker struct {
 	slot *epoch.Slot
 
 	inputs  []*input
-	steps   []step // the road, then nothing
+	road    []step // of all stages
+	steps   []step // of those that are switched on
 	entry   int    // step behind classify: where Again goes on
+	turned  []turn // stages that can be switched
 	refill  []source
 	tickers []graph.Ticker
 	hooks   []graph.Hook
@@ -67,10 +69,20 @@ func (s *step) packets(v *graph.Vector) int {
 	return v.N
 }
 
+// on: the stage is on the road.
+func (s *step) on() bool { return s.st.On == nil || s.st.On.Load() }
+
+// turn is a switch of a stage, as it was when the road was laid.
+type turn struct {
+	on  *atomic.Bool
+	was bool
+}
+
 // source is a Source with the step at which its packets go on.
 type source struct {
 	graph.Source
-	at   int
+	step int // of the whole road
+	at   int // the same of the steps that are switched on
 	name string
 }
 
@@ -116,6 +128,12 @@ func (w *Worker) round() {
 		w.C.Busy += now - w.Now
 	}
 	w.Now = now
+	for k := range w.turned {
+		if t := &w.turned[k]; t.on.Load() != t.was {
+			w.lay()
+			break
+		}
+	}
 	got := 0
 	for _, in := range w.inputs {
 		v := &w.vec
@@ -152,6 +170,26 @@ func (w *Worker) round() {
 	w.C.Idle++
 	if w.p.opt.Poll == Adaptive {
 		w.rest()
+	}
+}
+
+// lay makes the road of the stages that are switched on. It does not allocate.
+func (w *Worker) lay() {
+	for k := range w.turned {
+		w.turned[k].was = w.turned[k].on.Load()
+	}
+	var at [graph.MaxStages + 1]int // by step of the whole road
+	w.steps = w.steps[:0]
+	for k := range w.road {
+		at[k] = len(w.steps)
+		if st := &w.road[k]; st.on() {
+			w.steps = append(w.steps, *st)
+		}
+	}
+	at[len(w.road)] = len(w.steps)
+	w.entry = at[min(1, len(w.road))]
+	for k := range w.refill {
+		w.refill[k].at = at[w.refill[k].step]
 	}
 }
 

@@ -1,5 +1,7 @@
 package graph
 
+import "sync/atomic"
+
 // Lane says for which packets a stage is called: it is skipped where its lane is empty.
 type Lane uint8
 
@@ -28,6 +30,9 @@ type Stage struct {
 	// the stage behind it. Only for Sources.
 	Resume string
 	New    func(w *Worker) Runner
+	// On, where set, switches the stage: while it is false workers leave the stage out of their road, so that it
+	// costs nothing. They look once a round.
+	On *atomic.Bool
 	// Trace tells what the stage did to a packet that stayed on the road, in words; ""
 	// where there is nothing to tell.
 	Trace func(t *Look) string
