@@ -94,9 +94,9 @@ func (s *Solo) SetMeasure(on bool) { s.measure, s.watched = on, on || len(s.hook
 // AddHook makes a hook see all vectors.
 func (s *Solo) AddHook(h graph.Hook) { s.hooks, s.watched = append(s.hooks, h), true }
 
-// Stages are the names of the worker's steps, in order.
+// Stages are the names of the whole road's stages, in the order of their counters.
 func (s *Solo) Stages() (names []string) {
-	for _, st := range s.steps {
+	for _, st := range s.all {
 		names = append(names, st.st.Name)
 	}
 	return names
