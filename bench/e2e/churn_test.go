@@ -21,7 +21,7 @@ func TestChurn(t *testing.T) {
 		pings(t, f.client, a)
 	}
 	// One destination whose way never changes, and one whose way always does.
-	still := newFlows(t, f.client, "203.0.113.9", f.server[:], 16, time.Millisecond)
+	still := newStreams(t, f.client, "203.0.113.9", f.server[:], 16, time.Millisecond)
 	before := r.counts()
 	var wg sync.WaitGroup
 	var stop sync.Once
@@ -102,7 +102,7 @@ func TestChurn(t *testing.T) {
 	pings(t, f.client, rightServer4)
 	ip(t, f.router, "route replace 198.51.100.0/24 via "+leftServer4)
 	pings(t, f.client, "198.51.100.9")
-	both := newFlows(t, f.client, "198.51.100.9", f.server[:], 16, time.Millisecond)
+	both := newStreams(t, f.client, "198.51.100.9", f.server[:], 16, time.Millisecond)
 	for k := range 200 {
 		via := leftServer4
 		if k%2 == 0 {

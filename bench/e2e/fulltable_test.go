@@ -185,7 +185,7 @@ protocol bgp up { local 10.0.%[1]d.2 as 65002; neighbor 10.0.%[1]d.1 as 65001; h
 			return n
 		}
 		before, m := r.counts(), missed()
-		fl := newFlows(t, f.client, host4(77), f.server[:], 64, 200*time.Microsecond)
+		fl := newStreams(t, f.client, host4(77), f.server[:], 64, 200*time.Microsecond)
 		time.Sleep(300 * time.Millisecond)
 		start := time.Now()
 		do()

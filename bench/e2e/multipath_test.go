@@ -86,7 +86,7 @@ func TestMultipath(t *testing.T) {
 			{"a route without it", 2, func() { ip(t, ns, hops(c.family, c.prefix, 2)) }, func() { ip(t, ns, hops(c.family, c.prefix, -1)) }},
 			{"its link down", 1, func() { ip(t, servers[1], "link set s0 down") }, nil},
 		} {
-			fl := newFlows(t, client, c.to, servers, n, 100*time.Microsecond)
+			fl := newStreams(t, client, c.to, servers, n, 100*time.Microsecond)
 			time.Sleep(500 * time.Millisecond)
 			ch.down()
 			time.Sleep(500 * time.Millisecond)
@@ -125,7 +125,7 @@ func TestMultipath(t *testing.T) {
 			if x.lost != 0 {
 				t.Errorf("%s, %s: %d packets lost", c.family, ch.what, x.lost)
 			}
-			fl = newFlows(t, client, c.to, servers, n, 100*time.Microsecond)
+			fl = newStreams(t, client, c.to, servers, n, 100*time.Microsecond)
 			time.Sleep(500 * time.Millisecond)
 			ch.back()
 			time.Sleep(500 * time.Millisecond)

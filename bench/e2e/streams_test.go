@@ -11,8 +11,8 @@ import (
 	"millrace/internal/testnet"
 )
 
-// flows are UDP flows of numbered packets to one destination that several hosts have, which count what they get.
-type flows struct {
+// streams are UDP flows of numbered packets to one destination that several hosts have, which count what they get.
+type streams struct {
 	t     *testing.T
 	n     int
 	sent  []uint32 // by flow
@@ -33,19 +33,19 @@ type sink struct {
 	all  atomic.Int64
 }
 
-const flowsPort = "4789"
+const streamsPort = "4789"
 
-// newFlows starts n flows from a host to an address, one packet each interval in turn over the flows.
-func newFlows(t *testing.T, from *testnet.NS, to string, at []*testnet.NS, n int, every time.Duration) *flows {
+// newStreams starts n flows from a host to an address, one packet each interval in turn over the flows.
+func newStreams(t *testing.T, from *testnet.NS, to string, at []*testnet.NS, n int, every time.Duration) *streams {
 	t.Helper()
-	f := &flows{t: t, n: n, sent: make([]uint32, n), end: make(chan struct{})}
+	f := &streams{t: t, n: n, sent: make([]uint32, n), end: make(chan struct{})}
 	for _, h := range at {
 		s := &sink{got: make([][]bool, n), last: make([]int64, n)}
 		for i := range s.last {
 			s.last[i] = -1
 		}
 		var err error
-		h.Do(func() { s.conn, err = net.ListenPacket("udp", ":"+flowsPort) })
+		h.Do(func() { s.conn, err = net.ListenPacket("udp", ":"+streamsPort) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -56,7 +56,7 @@ func newFlows(t *testing.T, from *testnet.NS, to string, at []*testnet.NS, n int
 	for range n {
 		var c net.Conn
 		var err error
-		from.Do(func() { c, err = net.Dial("udp", net.JoinHostPort(to, flowsPort)) })
+		from.Do(func() { c, err = net.Dial("udp", net.JoinHostPort(to, streamsPort)) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,7 +125,7 @@ func (s *sink) receive() {
 }
 
 // halt stops sending, once, and receiving a moment later.
-func (f *flows) halt() {
+func (f *streams) halt() {
 	select {
 	case <-f.end:
 		return
@@ -149,7 +149,7 @@ type tally struct {
 }
 
 // stop ends the flows and says what became of them.
-func (f *flows) stop() tally {
+func (f *streams) stop() tally {
 	f.halt()
 	r := tally{used: make([]int, len(f.at)), first: make([]int, f.n), last: make([]int, f.n)}
 	for k := range f.n {
