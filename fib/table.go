@@ -256,7 +256,7 @@ func (f *FIB) shut() {
 }
 
 // newV4 makes the IPv4 table of a table other than main.
-func newV4(d *epoch.Domain) (lpm.V4, error) { return lpm.New4(d) }
+func newV4(d *epoch.Domain) (lpm.V4, error) { return lpm.NewCompact4(d) }
 
 // Table is the number of a routing table, given by the kernel's number, for graph.Iface.Table: packets that come in by
 // such an interface are looked up there, and SetIface holds the table from then on. Table makes

@@ -3,7 +3,10 @@ package fib
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -267,4 +270,64 @@ func TestTablesFull(t *testing.T) {
 	if r.policy4.Load() != nil {
 		t.Error("the interface is in the table that did not fit")
 	}
+}
+
+// TestManyVRFs: tables with few routes take little memory, and each answers for itself.
+func TestManyVRFs(t *testing.T) {
+	const vrfs, routes = 100, 10
+	r := newRig(t)
+	via := netip.MustParseAddr("fe80::1")
+	for i := range uint16(2) {
+		r.iface(i+1, true)
+		r.setNeigh(i+1, via, pmd.MAC{2, 0, 0, 0, 0, byte(i + 1)})
+	}
+	before := resident(t)
+	rules := []Rule{{Table: TableLocal}}
+	var add []Route
+	for id := uint32(1); id <= vrfs; id++ {
+		for i := range byte(routes) {
+			p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, i, byte(id), 0}), 16+2*int(i)%9)
+			if i == 9 {
+				p = netip.PrefixFrom(netip.AddrFrom4([4]byte{20, 0, 0, byte(id)}), 32)
+			}
+			add = append(add, Route{Table: id, Prefix: p.Masked(), NextHops: []NextHop{{Via: via, Iface: uint16(id&1) + 1}}, Source: SourceKernel})
+		}
+		rules = append(rules, Rule{Pref: id, Mark: id, Mask: ^uint32(0), Table: id})
+	}
+	if err := r.Update(add, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetRules(append(rules, Rule{Pref: 1000}), nil); err != nil {
+		t.Fatal(err)
+	}
+	grown, counted := resident(t)-before, 0
+	for id := uint32(1); id <= vrfs; id++ {
+		hot, shadow := r.tables[id].v4.Bytes()
+		counted += hot + shadow
+		for i := range uint32(vrfs) {
+			want := i+1 == id
+			if got := r.tables[id].lookup(netip.AddrFrom4([4]byte{20, 0, 0, byte(i + 1)})) != 0; got != want {
+				t.Errorf("table %d has an address of table %d: %v", id, i+1, got)
+			}
+		}
+	}
+	t.Logf("%d KiB in the tables of a VRF, %d KiB resident", counted/vrfs>>10, grown/vrfs>>10)
+	if most := vrfs << 19; counted > most || grown > most {
+		t.Errorf("%d VRFs of %d routes take %d MiB, of which %d MiB are in tables", vrfs, routes, grown>>20, counted>>20)
+	}
+}
+
+// resident is how much memory the process has, in bytes.
+func resident(t *testing.T) int {
+	t.Helper()
+	runtime.GC()
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Skip(err)
+	}
+	n, err := strconv.Atoi(strings.Fields(string(b))[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n * os.Getpagesize()
 }

@@ -15,26 +15,13 @@
 // the new value of an address at any moment, and no other.
 package lpm
 
-import (
-	"millrace/internal/epoch"
-	"millrace/internal/ids"
-)
+import "millrace/internal/ids"
 
 // ErrFull is wrapped by errors of changes for which there is no room. Nothing of such a change is seen by readers.
 var ErrFull = ids.ErrFull
 
 // MaxValue is the largest value.
 const MaxValue = 1<<15 - 1
-
-// take gets a number; where none is free it waits for those that readers may still use.
-func take(s *ids.Set, d *epoch.Domain) (uint32, error) {
-	n, err := s.Get()
-	if err != nil && d.Pending() > 0 {
-		d.Wait()
-		n, err = s.Get()
-	}
-	return n, err
-}
 
 // V4 is an IPv4 table: Table4 for the Internet's routes, Compact4 for small ones. Addresses are in host order.
 type V4 interface {

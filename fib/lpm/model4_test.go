@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"millrace/internal/epoch"
+	"millrace/internal/ids"
 )
 
 // withAndWithout runs f with the assembly, where this machine can, and without.
@@ -528,4 +529,14 @@ func FuzzTable4(f *testing.F) {
 			x.Close()
 		}
 	})
+}
+
+// take gets a number; where none is free it waits for those that readers may still use.
+func take(s *ids.Set, d *epoch.Domain) (uint32, error) {
+	n, err := s.Get()
+	if err != nil && d.Pending() > 0 {
+		d.Wait()
+		n, err = s.Get()
+	}
+	return n, err
 }
