@@ -22,6 +22,17 @@
 // its table, or as the rules say (rule.go). Both come to a policy (policy.go): for each interface the chain of
 // steps that its packets may need. It is published as one pointer; where all packets are looked up in main, which is
 // checked once a vector, there is none. The same chains answer where a packet's source is (rpf.go).
+// Multicast routes are in package mcast; the FIB holds the adjacencies that their copies leave by (multicast.go).
+//
+// # Several next hops
+//
+// A group of several next hops deals its buckets to them by weight (share.go); a flow's hash picks a bucket, so that a next
+// hop that fails moves its own flows and no others (group.go).
+//
+// # Answers
+//
+// Explain and Decide say for one flow what the hot path does and why. AuditRoutes compares the routes with
+// those of a source, and Verify the tables of the hot path with the routes.
 //
 // # Synchronisation
 //
@@ -35,6 +46,6 @@
 //
 // Table4 is DIR-24-8 (Gupta, Lin, McKeown: Routing Lookups in Hardware at Memory
 // Access Speeds, INFOCOM 1998): one access for prefixes to /24, two beyond. Compact4 counts bits in a word for each /19: two accesses,
-// three beyond /24, in a fifth of the memory. Table6 is a directory of 2^20
+// three beyond /24, in a fifth of the memory: the main table is a Table4, the others are Compact4. Table6 is a directory of 2^20
 // trees of cache lines with 15 keys of 32 bits each, which are compared at once: five accesses for prefixes to /52.
 package fib

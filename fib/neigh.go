@@ -283,7 +283,9 @@ func (f *FIB) DelIface(iface uint16) error {
 }
 
 // setLink changes what is known of an interface. First the groups follow, so that flows
-// leave next hops that are gone; then the routes that have no next hop left, or have one again.
+// leave next hops that are gone; then the routes that have no next hop left, or have one again. The mutex
+// is held throughout, so that the change can be taken back as one: no packet waits for it, but other changes do, while
+// all routes of a full table turn.
 func (f *FIB) setLink(iface uint16, l link) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
