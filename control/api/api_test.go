@@ -102,8 +102,10 @@ func TestCalls(t *testing.T) {
 	call("UnloadRoutes", &v1.UnloadRoutesResponse{Routes: 1_042_325}, m20, err)
 	m21, err := c.Explain(ctx, &v1.ExplainRequest{To: "10.0.0.1"})
 	call("Explain", r.Explained, m21, err)
+	m22, err := c.ListRules(ctx, &v1.ListRulesRequest{Family: "ipv4"})
+	call("ListRules", r.Rules, m22, err)
 	calls := r.Calls()
-	if len(calls) != 21 || !proto.Equal(calls[9], apply) || !calls[14].(*v1.SetMeasureRequest).On {
+	if len(calls) != 22 || !proto.Equal(calls[9], apply) || !calls[14].(*v1.SetMeasureRequest).On {
 		t.Errorf("the router was asked %v", calls)
 	}
 }

@@ -50,6 +50,7 @@ type Backend interface {
 
 	Audit(context.Context, *v1.AuditRequest) (*v1.AuditReport, error)
 	Explain(context.Context, *v1.ExplainRequest) (*v1.Explanation, error)
+	ListRules(context.Context, *v1.ListRulesRequest) (*v1.Rules, error)
 
 	ListMroutes(context.Context, *v1.ListMroutesRequest) (*v1.Mroutes, error)
 	AddMroute(context.Context, *v1.AddMrouteRequest) (*v1.AddMrouteResponse, error)

@@ -28,6 +28,7 @@ type Client struct {
 	v1.AuditorClient
 	v1.ExplainerClient
 	v1.MulticastClient
+	v1.PolicyClient
 	v1.SourcesClient
 	path string
 	http *http.Client
@@ -60,6 +61,7 @@ func Dial(path string) *Client {
 	c.AuditorClient = v1.NewAuditorClient(c.http, base, opts)
 	c.ExplainerClient = v1.NewExplainerClient(c.http, base, opts)
 	c.MulticastClient = v1.NewMulticastClient(c.http, base, opts)
+	c.PolicyClient = v1.NewPolicyClient(c.http, base, opts)
 	c.SourcesClient = v1.NewSourcesClient(c.http, base, opts)
 	return c
 }

@@ -186,6 +186,7 @@ func Handler(b Backend) http.Handler {
 	mux.Handle(v1.NewAuditorHandler(h, opts))
 	mux.Handle(v1.NewExplainerHandler(h, opts))
 	mux.Handle(v1.NewMulticastHandler(h, opts))
+	mux.Handle(v1.NewPolicyHandler(h, opts))
 	mux.Handle(v1.NewSourcesHandler(h, opts))
 	mux.Handle("GET /metrics", Metrics(b))
 	mux.HandleFunc("/debug/pprof/", pprof.Index)

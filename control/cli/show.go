@@ -24,7 +24,7 @@ With --json the same is printed for scripts: the messages of the API, every fiel
   millrace show ports eth0
   millrace show routes 198.51.100.7
   millrace show drops --json | jq '.drops[] | select(.kind == "drop")'`,
-	}, a.showStatus(), a.showPorts(), a.showStages(), a.showPath(), a.showRoutes(), a.showMroutes(), a.showNeighbours(), a.showDrops(), a.showLeaks(), a.showWorkers(), a.showFPM(), a.showRouteFiles())
+	}, a.showStatus(), a.showPorts(), a.showStages(), a.showPath(), a.showRoutes(), a.showRules(), a.showMroutes(), a.showNeighbours(), a.showDrops(), a.showLeaks(), a.showWorkers(), a.showFPM(), a.showRouteFiles())
 	c.PersistentFlags().Bool("json", false, "print JSON")
 	return c
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -68,6 +69,31 @@ func TestKernelRules(t *testing.T) {
 		}
 		return nil
 	})
+	rules, err := r.ListRules(context.Background(), &v1.ListRulesRequest{Family: "ipv4"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told, marked []string
+	for _, x := range rules.Rules {
+		told = append(told, fmt.Sprintf("%d:\t%s", x.Pref, x.Text))
+		if x.Why != "" {
+			marked = append(marked, x.Text+": "+x.Why)
+		}
+	}
+	out, err := l.router.Command("ip", "rule").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for s := range strings.Lines(string(out)) {
+		want = append(want, strings.TrimSpace(strings.ReplaceAll(s, " [detached]", "")))
+	}
+	if !slices.Equal(told, want) {
+		t.Errorf("show rules:\n%s\nip rule:\n%s", strings.Join(told, "\n"), strings.Join(want, "\n"))
+	}
+	if len(marked) != 1 || !strings.Contains(marked[0], "tun_id") {
+		t.Errorf("marked: %q", marked)
+	}
 	ip(t, l.router, "rule del tun_id 7 lookup 100", "route del 10.0.2.0/24 tos 0x10 dev r1")
 	wait(t, "no complaints", func() error {
 		s, err := r.GetStatus(context.Background(), &v1.GetStatusRequest{})

@@ -31,6 +31,7 @@ type Router struct {
 	Report     *v1.AuditReport
 	Explained  *v1.Explanation
 	Mroutes    *v1.Mroutes
+	Rules      *v1.Rules
 	FPM        *v1.FPM
 	Files      *v1.RouteFiles
 	Err        error // returned by every method when set
@@ -175,6 +176,10 @@ func (r *Router) Explain(_ context.Context, q *v1.ExplainRequest) (*v1.Explanati
 	return answer(r, q, r.Explained)
 }
 
+func (r *Router) ListRules(_ context.Context, q *v1.ListRulesRequest) (*v1.Rules, error) {
+	return answer(r, q, r.Rules)
+}
+
 // Trace sends Count packets, or goes on until the caller leaves.
 func (r *Router) Trace(ctx context.Context, q *v1.TraceRequest, send func(*v1.TracedPacket) error) error {
 	if _, err := answer(r, q, 0); err != nil {
@@ -237,6 +242,13 @@ func New() *Router {
 				Packets: 1234, Bytes: 1_234_000, WrongInterface: 2, PacketsPerSecond: 100, BitsPerSecond: 800_000, SinceUnixNs: 1_767_225_600_000_000_000},
 			{Group: "239.1.1.2", From: "eth0", To: []*v1.MrouteOut{{Port: "lan2"}}, Origin: "config", State: "waiting", Why: "there is no interface lan2"},
 			{Group: "ff0e::1", Source: "2001:db8::9", Origin: "kernel", State: "unresolved"},
+		}},
+		Rules: &v1.Rules{Rules: []*v1.Rule{
+			{Family: "ipv4", Text: "from all lookup local", Table: 255, Source: "standard"},
+			{Family: "ipv4", Pref: 100, Text: "from 192.0.2.0/24 lookup 10", Table: 10, Source: "config"},
+			{Family: "ipv4", Pref: 200, Text: "from all tun_id 7 lookup 11", Table: 11, Source: "kernel", Why: "tun_id is not supported"},
+			{Family: "ipv4", Pref: 32766, Text: "from all lookup main", Table: 254, Source: "standard"},
+			{Family: "ipv6", Pref: 32766, Text: "from all lookup main", Table: 254, Source: "standard"},
 		}},
 		Explained: &v1.Explanation{
 			Rule: "lookup blue", Pref: 100, Table: 10, Group: 7, Hash: "l4", Buckets: 32, Bucket: 13, Adjacency: 3, Port: "eth0", Mtu: 1500, AgeNs: 5_000_000_000,
