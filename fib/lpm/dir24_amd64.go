@@ -20,9 +20,3 @@ func prefetch24(tbl unsafe.Pointer, dst *uint32, n int)
 //
 //go:noescape
 func gather24(tbl unsafe.Pointer, short *[1 << shortBits]uint32, dst *uint32, out *uint16, n int) uint32
-
-// gather8 replaces those of n entries in out, at least 16, that lead to blocks by the values in there, and by short prefixes'
-// values where they are 0. The region of a destination is in the bits of mask of its upper 9.
-//
-//go:noescape
-func gather8(vals unsafe.Pointer, short *[1 << shortBits]uint32, dst *uint32, out *uint16, n int, mask uint32)

@@ -77,19 +77,20 @@ func (t *Table4) scan(s *[1 << shortBits]uint32, dst *uint32, out *uint16, n int
 	return all
 }
 
-// follow replaces entries in out that lead to blocks by values.
+// follow replaces entries in out that lead to blocks by values. Gathers are slower here: few entries
+// lead to blocks as a rule, and where all do, independent loads overlap as well.
 func (b *Blocks4) follow(s *[1 << shortBits]uint32, dst *uint32, out *uint16, n int) {
-	if gather4 && n >= gatherMin {
-		gather8(unsafe.Pointer(unsafe.SliceData(b.vals)), s, dst, out, n, b.mask)
-		return
-	}
 	ds, vs := unsafe.Slice(dst, n), unsafe.Slice(out, n)
+	vals, mask := unsafe.Pointer(unsafe.SliceData(b.vals)), b.mask
 	for i, e := range vs {
-		if e&deep4 != 0 {
-			if e = b.value(ds[i], e); e == 0 {
-				e = short(s, ds[i])
-			}
-			vs[i] = e
+		if e&deep4 == 0 {
+			continue
 		}
+		d := ds[i]
+		at := uint64(d>>23&mask<<15|uint32(e&(deep4-1)))<<8 | uint64(d&0xff)
+		if e = *(*uint16)(unsafe.Add(vals, 2*at)); e == 0 {
+			e = short(s, d)
+		}
+		vs[i] = e
 	}
 }

@@ -12,7 +12,3 @@ func prefetch24(tbl unsafe.Pointer, dst *uint32, n int) {}
 func gather24(tbl unsafe.Pointer, short *[1 << shortBits]uint32, dst *uint32, out *uint16, n int) uint32 {
 	panic("lpm: no gather")
 }
-
-func gather8(vals unsafe.Pointer, short *[1 << shortBits]uint32, dst *uint32, out *uint16, n int, mask uint32) {
-	panic("lpm: no gather")
-}
