@@ -3,9 +3,9 @@
 // func prefetch24(tbl unsafe.Pointer, dst *uint32, n int)
 //
 // Starts loading tbl[dst[j]>>8], of two bytes each, for all j: two destinations by one load. The lines are asked into the second-level
-// cache: the first level's few miss buffers hold the pass up where many lines come from memory. Measured on Zen 4 with a million
-// prefixes against PREFETCHT0: addresses under them +6 to +12 %, uniform ones +3 to +25 %, with polluted caches both 1.8 to 2 times as fast,
-// but there 20 to 30 % slower where most lines are in the third level (Zipf); the whole road is the same within its noise, hot and cold.
+// cache: the first level's few miss buffers hold the pass up where many lines come from memory. Measured on an AMD EPYC with a
+// million prefixes against PREFETCHT0: addresses under them +6 to +15 %, uniform ones +3 to +57 %, with polluted caches both 1.8 to 2.1 times as
+// fast, but there 13 to 32 % slower where most lines are in the third level (Zipf); the whole road shows no difference beyond its noise.
 TEXT ·prefetch24(SB), NOSPLIT, $0-24
 	MOVQ tbl+0(FP), BX
 	MOVQ dst+8(FP), SI
