@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/binary"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,7 @@ type streams struct {
 type sink struct {
 	conn net.PacketConn
 	mu   sync.Mutex
+	run  uint64
 	got  [][]bool // by flow and number
 	last []int64  // by flow: largest number so far, -1 for none
 	late int      // packets that came behind one sent later
@@ -39,8 +41,9 @@ const streamsPort = "4789"
 func newStreams(t *testing.T, from *testnet.NS, to string, at []*testnet.NS, n int, every time.Duration) *streams {
 	t.Helper()
 	f := &streams{t: t, n: n, sent: make([]uint32, n), end: make(chan struct{})}
+	run := rand.Uint64() // tells packets of another run that come late
 	for _, h := range at {
-		s := &sink{got: make([][]bool, n), last: make([]int64, n)}
+		s := &sink{run: run, got: make([][]bool, n), last: make([]int64, n)}
 		for i := range s.last {
 			s.last[i] = -1
 		}
@@ -65,7 +68,7 @@ func newStreams(t *testing.T, from *testnet.NS, to string, at []*testnet.NS, n i
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		b := make([]byte, 16)
+		b := binary.BigEndian.AppendUint64(make([]byte, 8, 16), run)
 		next := time.Now()
 		for i := 0; ; i++ {
 			select {
@@ -103,7 +106,7 @@ func (s *sink) receive() {
 		if err != nil {
 			return
 		}
-		if n < 8 {
+		if n < 16 || binary.BigEndian.Uint64(b[8:]) != s.run {
 			continue
 		}
 		k, seq := binary.BigEndian.Uint32(b), int64(binary.BigEndian.Uint32(b[4:]))
@@ -132,7 +135,18 @@ func (f *streams) halt() {
 	default:
 	}
 	close(f.end)
-	time.Sleep(300 * time.Millisecond)
+	// Until nothing comes any more: a busy machine may hold packets for a while.
+	for last, end := int64(-1), time.Now().Add(10*time.Second); time.Now().Before(end); {
+		n := int64(0)
+		for _, s := range f.at {
+			n += s.all.Load()
+		}
+		if n == last {
+			break
+		}
+		last = n
+		time.Sleep(500 * time.Millisecond)
+	}
 	for _, s := range f.at {
 		s.conn.Close()
 	}
