@@ -294,10 +294,13 @@ func TestRules(t *testing.T) {
 		}
 	}
 	var have []string
-	v.wait(t, "all rules", func() bool { return len(v.rules) == len(want) })
-	for _, r := range v.rules {
-		have = append(have, r.String())
-	}
+	v.wait(t, "all rules", func() bool {
+		have = have[:0]
+		for _, r := range v.rules {
+			have = append(have, r.String())
+		}
+		return len(have) == len(want)
+	})
 	if !slices.Equal(have, want) {
 		for i := range have {
 			if have[i] != want[i] {
