@@ -91,9 +91,6 @@ func TestRoadExits(t *testing.T) {
 }
 
 func TestPorts(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes longer than -short allows, and what it measures needs the machine")
-	}
 	if len(cpus()) < 2 {
 		t.Skip("two CPUs are needed")
 	}

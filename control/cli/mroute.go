@@ -43,18 +43,7 @@ func (a *app) showMroutes() *cobra.Command {
 		return nil
 	})
 	c.Flags().BoolVarP(&stats, "stats", "s", false, "packets, bytes and rates of each")
-	v4, v6 := c.Flags().BoolP("ipv4", "4", false, "only IPv4"), c.Flags().BoolP("ipv6", "6", false, "only IPv6")
-	c.PreRunE = func(*cobra.Command, []string) error {
-		switch {
-		case *v4 && *v6:
-			return usage("-4 and -6 together")
-		case *v4:
-			q.Family = "ipv4"
-		case *v6:
-			q.Family = "ipv6"
-		}
-		return nil
-	}
+	oneFamily(c, &q.Family)
 	return c
 }
 

@@ -22,18 +22,7 @@ the configuration say so; those that Millrace cannot have, and packets therefore
 	}, func(ctx context.Context, b api.Backend, _ []string) (*v1.Rules, error) {
 		return b.ListRules(ctx, &q)
 	}, printRules, nil)
-	v4, v6 := c.Flags().BoolP("ipv4", "4", false, "only IPv4"), c.Flags().BoolP("ipv6", "6", false, "only IPv6")
-	c.PreRunE = func(*cobra.Command, []string) error {
-		switch {
-		case *v4 && *v6:
-			return usage("-4 and -6 together")
-		case *v4:
-			q.Family = "ipv4"
-		case *v6:
-			q.Family = "ipv6"
-		}
-		return nil
-	}
+	oneFamily(c, &q.Family)
 	return c
 }
 

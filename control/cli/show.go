@@ -293,19 +293,24 @@ exit code is 1 if there is no route.`,
 	}
 	c.Flags().Uint32Var(&r.Limit, "limit", 1000, "show at most so many; 0 for all")
 	c.Flags().StringVar(&r.Source, "source", "", "only those from kernel, config, api, connected, fpm or file")
+	oneFamily(c, &r.Family)
+	return c
+}
+
+// oneFamily gives a command the flags -4 and -6.
+func oneFamily(c *cobra.Command, family *string) {
 	v4, v6 := c.Flags().BoolP("ipv4", "4", false, "only IPv4"), c.Flags().BoolP("ipv6", "6", false, "only IPv6")
 	c.PreRunE = func(*cobra.Command, []string) error {
 		switch {
 		case *v4 && *v6:
 			return usage("-4 and -6 together")
 		case *v4:
-			r.Family = "ipv4"
+			*family = "ipv4"
 		case *v6:
-			r.Family = "ipv6"
+			*family = "ipv6"
 		}
 		return nil
 	}
-	return c
 }
 
 func printRoute(w io.Writer, r *v1.Route) {

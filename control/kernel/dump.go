@@ -52,57 +52,27 @@ func (r *Dumper) Read(tables []uint32, routes func([]Route), again func()) (*Dum
 			time.Sleep(time.Duration(try) * quiet)
 		}
 	}
-	if err := steady(func() error {
-		d.Links = d.Links[:0]
-		return s.dump(unix.RTM_GETLINK, make([]byte, unix.SizeofIfInfomsg), func(m message) {
-			if l, ok := parseLink(m.body); ok && m.typ == unix.RTM_NEWLINK {
-				d.Links = append(d.Links, l)
-			}
-		})
-	}); err != nil {
-		return nil, err
-	}
-	filters, err := readFilters(s)
-	if err != nil {
-		return nil, err
-	}
-	links := map[int]Link{}
-	for _, l := range d.Links {
-		links[l.Index] = l
-	}
-	for i := range d.Links {
-		d.Links[i] = d.Links[i].with(links, filters)
-	}
-	if err := steady(func() error {
-		d.Addrs = d.Addrs[:0]
-		return s.dump(unix.RTM_GETADDR, make([]byte, unix.SizeofIfAddrmsg), func(m message) {
-			if a, ok := parseAddr(m.body); ok && m.typ == unix.RTM_NEWADDR {
-				d.Addrs = append(d.Addrs, a)
-			}
-		})
-	}); err != nil {
-		return nil, err
-	}
-	if err := steady(func() error {
-		d.Neighs = d.Neighs[:0]
-		return s.dump(unix.RTM_GETNEIGH, make([]byte, unix.SizeofNdMsg), func(m message) {
-			if n, usable, ok := parseNeigh(m.body); ok && usable && m.typ == unix.RTM_NEWNEIGH {
-				d.Neighs = append(d.Neighs, n)
-			}
-		})
-	}); err != nil {
-		return nil, err
-	}
 	// The parsing of routes needs a mirror that knows the next-hop objects, and nothing else of it.
 	x := newMirror(nil)
-	if err := steady(func() (err error) { x.objects, err = readObjects(s); return err }); err != nil {
-		return nil, err
+	var links map[int]Link
+	var filters map[int]uint8
+	for _, read := range []func() error{
+		func() (err error) { links, err = readLinks(s); return err },
+		func() (err error) { filters, err = readFilters(s); return err },
+		func() (err error) { d.Addrs, err = readAddrs(s); return err },
+		func() (err error) { d.Neighs, err = readNeighs(s); return err },
+		func() (err error) { x.objects, err = readObjects(s); return err },
+		func() (err error) { d.Rules, err = readRules(s); return err },
+	} {
+		if err := steady(read); err != nil {
+			return nil, err
+		}
 	}
-	if err := steady(func() (err error) { d.Rules, err = readRules(s); return err }); err != nil {
-		return nil, err
+	for _, l := range byIndex(links) {
+		d.Links = append(d.Links, l.with(links, filters))
 	}
 	first := true
-	err = steady(func() error {
+	err := steady(func() error {
 		if !first {
 			again()
 		}

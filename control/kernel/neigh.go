@@ -141,16 +141,16 @@ func (n *neighbours) event(m message) {
 
 // dump reads all neighbours and tells them, known or not.
 func (n *neighbours) dump() error {
-	all := map[neighKey]Neigh{}
-	if err := n.dumps.dump(unix.RTM_GETNEIGH, make([]byte, unix.SizeofNdMsg), func(m message) {
-		if x, usable, ok := parseNeigh(m.body); ok && usable && m.typ == unix.RTM_NEWNEIGH {
-			all[neighKey{x.Index, x.Addr}] = x
-		}
-	}); err != nil {
+	all, err := readNeighs(n.dumps)
+	if err != nil {
 		return err
 	}
+	there := map[neighKey]bool{}
+	for _, x := range all {
+		there[neighKey{x.Index, x.Addr}] = true
+	}
 	for k := range n.known {
-		if _, there := all[k]; !there {
+		if !there[k] {
 			n.del(k)
 		}
 	}

@@ -64,20 +64,12 @@ func (f *Follower) drain() {
 
 // dumpLinks reads links and addresses.
 func (f *Follower) dumpLinks() error {
-	links := map[int]Link{}
-	if err := f.dumps.dump(unix.RTM_GETLINK, make([]byte, unix.SizeofIfInfomsg), func(m message) {
-		if l, ok := parseLink(m.body); ok && m.typ == unix.RTM_NEWLINK {
-			links[l.Index] = l
-		}
-	}); err != nil {
+	links, err := readLinks(f.dumps)
+	if err != nil {
 		return err
 	}
-	var addrs []Addr
-	if err := f.dumps.dump(unix.RTM_GETADDR, make([]byte, unix.SizeofIfAddrmsg), func(m message) {
-		if a, ok := parseAddr(m.body); ok && m.typ == unix.RTM_NEWADDR {
-			addrs = append(addrs, a)
-		}
-	}); err != nil {
+	addrs, err := readAddrs(f.dumps)
+	if err != nil {
 		return err
 	}
 	filters, err := readFilters(f.dumps)
@@ -107,6 +99,34 @@ func (f *Follower) dumpLinks() error {
 		}
 	}
 	return nil
+}
+
+func readLinks(s *socket) (map[int]Link, error) {
+	links := map[int]Link{}
+	return links, s.dump(unix.RTM_GETLINK, make([]byte, unix.SizeofIfInfomsg), func(m message) {
+		if l, ok := parseLink(m.body); ok && m.typ == unix.RTM_NEWLINK {
+			links[l.Index] = l
+		}
+	})
+}
+
+func readAddrs(s *socket) (addrs []Addr, err error) {
+	err = s.dump(unix.RTM_GETADDR, make([]byte, unix.SizeofIfAddrmsg), func(m message) {
+		if a, ok := parseAddr(m.body); ok && m.typ == unix.RTM_NEWADDR {
+			addrs = append(addrs, a)
+		}
+	})
+	return addrs, err
+}
+
+// readNeighs reads the neighbours that can be used.
+func readNeighs(s *socket) (neighs []Neigh, err error) {
+	err = s.dump(unix.RTM_GETNEIGH, make([]byte, unix.SizeofNdMsg), func(m message) {
+		if n, usable, ok := parseNeigh(m.body); ok && usable && m.typ == unix.RTM_NEWNEIGH {
+			neighs = append(neighs, n)
+		}
+	})
+	return neighs, err
 }
 
 // readFilters reads the reverse-path filters.
