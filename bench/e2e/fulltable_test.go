@@ -122,7 +122,9 @@ protocol bgp right { local 10.0.3.1 as 65001; neighbor 10.0.3.2 as 65002; hold t
 	})
 	t.Run("FRR", func(t *testing.T) {
 		testFullTable(t, func(f *fork) (all func() error) {
-			inner := testnet.NewFRR(t, f.router, map[string]string{"zebra": "", "bgpd": `
+			inner := testnet.NewFRR(t, f.router)
+			inner.Start("zebra", "")
+			inner.Start("bgpd", `
 router bgp 65001
  bgp router-id 10.0.1.1
  no bgp ebgp-requires-policy
@@ -133,7 +135,7 @@ router bgp 65001
  neighbor 10.0.3.2 timers 3 9
  neighbor 10.0.2.2 timers connect 1
  neighbor 10.0.3.2 timers connect 1
-`})
+`)
 			return func() error {
 				out := inner.Vtysh("show bgp ipv4 unicast summary")
 				if strings.Count(out, fmt.Sprint(fullTable)) < 2 {

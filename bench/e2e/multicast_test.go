@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -134,38 +133,6 @@ func mostlyMillrace(t *testing.T, r *router, group netip.Addr, sent *atomic.Uint
 	})
 }
 
-// frr runs FRR's daemons in a namespace.
-func frr(t *testing.T, ns *testnet.NS, conf string, daemons ...string) (vtysh func(string) string) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "frr")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o777); err != nil { // they run as a user of their own
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "frr.conf")
-	if err := os.WriteFile(file, []byte(conf), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range daemons {
-		path := "/usr/lib/frr/" + d
-		if _, err := os.Stat(path); err != nil {
-			t.Skipf("needs FRR's %s (apt install frr)", d)
-		}
-		background(t, ns, path, "-P", "0", "-z", dir+"/zserv.api", "-i", dir+"/"+d+".pid", "--vty_socket", dir, "-f", file, "--log", "stdout")
-		eventually(t, d, func() error {
-			_, err := os.Stat(dir + "/" + d + ".vty")
-			return err
-		})
-	}
-	return func(cmd string) string {
-		out, _ := command(t, ns, "vtysh", "--vty_socket", dir, "-c", cmd)
-		return out
-	}
-}
-
 // TestMulticastFRR: FRR's pimd on both routers, receivers that join and leave by IGMP.
 func TestMulticastFRR(t *testing.T) {
 	long(t)
@@ -180,10 +147,13 @@ func TestMulticastFRR(t *testing.T) {
 		return b.String()
 	}
 	a, b := run(t, n.a, "a0", "a1", "a2"), run(t, n.b, "b0", "b1", "b2")
-	va := frr(t, n.a, conf("a0", "a1", "a2"), "zebra", "pimd")
-	vb := frr(t, n.b, conf("b0", "b1", "b2"), "zebra", "pimd")
+	va, vb := testnet.NewFRR(t, n.a), testnet.NewFRR(t, n.b)
+	va.Start("zebra", "")
+	va.Start("pimd", conf("a0", "a1", "a2"))
+	vb.Start("zebra", "")
+	vb.Start("pimd", conf("b0", "b1", "b2"))
 	eventually(t, "the PIM neighbours", func() error {
-		if out := va("show ip pim neighbor") + vb("show ip pim neighbor"); !strings.Contains(out, "10.0.3.2") || !strings.Contains(out, "10.0.3.1") {
+		if out := va.Vtysh("show ip pim neighbor") + vb.Vtysh("show ip pim neighbor"); !strings.Contains(out, "10.0.3.2") || !strings.Contains(out, "10.0.3.1") {
 			return errors.New(out)
 		}
 		return nil
@@ -191,7 +161,7 @@ func TestMulticastFRR(t *testing.T) {
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, cmd := range []string{"show ip mroute", "show ip pim upstream", "show ip pim rp-info", "show ip pim nexthop"} {
-				t.Logf("A: %s\n%s\nB: %s\n%s", cmd, va(cmd), cmd, vb(cmd))
+				t.Logf("A: %s\n%s\nB: %s\n%s", cmd, va.Vtysh(cmd), cmd, vb.Vtysh(cmd))
 			}
 		}
 	})

@@ -2,109 +2,15 @@ package router
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
-	"os"
-	"os/exec"
-	"os/user"
-	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	v1 "millrace/control/api/v1"
 	"millrace/internal/testnet"
 )
-
-// frr runs daemons of FRR in a namespace.
-type frr struct {
-	t   *testing.T
-	ns  *testnet.NS
-	dir string
-}
-
-const frrDir = "/usr/lib/frr/"
-
-func newFRR(t *testing.T, ns *testnet.NS) *frr {
-	t.Helper()
-	if m, _ := filepath.Glob("/usr/lib/*/frr/modules/dplane_fpm_nl.so"); len(m) == 0 {
-		t.Skip("needs FRR with dplane_fpm_nl (apt install frr)")
-	}
-	u, err := user.Lookup("frr")
-	if err != nil {
-		t.Skip("needs FRR: ", err)
-	}
-	dir, err := os.MkdirTemp("", "frr") // t.TempDir is closed to other users
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	uid, _ := strconv.Atoi(u.Uid)
-	gid, _ := strconv.Atoi(u.Gid)
-	if err := errors.Join(os.Chown(dir, uid, gid), os.Chmod(dir, 0o755)); err != nil {
-		t.Fatal(err)
-	}
-	return &frr{t, ns, dir}
-}
-
-// start runs a daemon with a configuration until the test ends or its process is killed.
-func (f *frr) start(daemon, conf string, args ...string) *os.Process {
-	f.t.Helper()
-	file := filepath.Join(f.dir, daemon+".conf")
-	if err := os.WriteFile(file, []byte(conf), 0o644); err != nil {
-		f.t.Fatal(err)
-	}
-	sock := filepath.Join(f.dir, "zserv")
-	// Without `ip netns exec`, whose process would not be the daemon's.
-	c := exec.Command(frrDir+daemon, append([]string{"-f", file, "-u", "frr", "-g", "frr", "-i", filepath.Join(f.dir, daemon+".pid"),
-		"-z", sock, "--vty_socket", f.dir, "--log", "file:" + filepath.Join(f.dir, daemon+".log")}, args...)...)
-	out, err := os.Create(filepath.Join(f.dir, daemon+".out"))
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	defer out.Close()
-	c.Stdout, c.Stderr = out, out
-	f.ns.Do(func() { err = c.Start() })
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() { c.Wait(); close(done) }()
-	f.t.Cleanup(func() {
-		c.Process.Kill()
-		<-done
-		if f.t.Failed() {
-			for _, x := range []string{".out", ".log"} {
-				b, _ := os.ReadFile(filepath.Join(f.dir, daemon+x))
-				f.t.Logf("%s%s: %s", daemon, x, b)
-			}
-		}
-	})
-	wait(f.t, daemon+" to listen", func() error {
-		c, err := net.Dial("unix", filepath.Join(f.dir, daemon+".vty"))
-		if err == nil {
-			c.Close()
-		}
-		return err
-	})
-	return c.Process
-}
-
-func (f *frr) vtysh(lines ...string) string {
-	f.t.Helper()
-	args := []string{"--vty_socket", f.dir}
-	for _, l := range lines {
-		args = append(args, "-c", l)
-	}
-	out, err := exec.Command("vtysh", args...).CombinedOutput()
-	if err != nil {
-		f.t.Fatalf("vtysh %q: %v\n%s", lines, err, out)
-	}
-	return string(out)
-}
 
 // routeTo is the route that packets to an address take, in words.
 func routeTo(t *testing.T, r *Router, addr string) string {
@@ -141,22 +47,22 @@ const zebraConf = "fpm address 127.0.0.1 port 2620\n"
 // FRR feeds the router by FPM alone; killed with -9 under traffic and started again it costs no packet.
 func TestFRR(t *testing.T) {
 	l := newLab(t)
-	f := newFRR(t, l.router)
+	f := testnet.NewFRR(t, l.router)
 	ip(t, l.router, "route add 198.18.0.0/24 via 10.0.2.9")
 	ip(t, l.server, "address add 203.0.113.1/32 dev lo", "address add 2001:db8:f::1/128 dev lo", "address add 10.0.2.3/24 dev s0")
 	r := start(t, l.router, "ports: [{name: r0}, {name: r1}]\nkernel: {follow: false}\nfpm: {listen: 127.0.0.1:2620, stale: 1m, quiet: 2s}\n")
 	pings(t, l.client, "203.0.113.1", false)
-	zebra := f.start("zebra", zebraConf, "-M", "dplane_fpm_nl")
-	staticd := f.start("staticd", "ip route 203.0.113.0/24 10.0.2.2\nip route 198.51.100.0/24 10.0.2.2\nip route 198.18.7.0/24 blackhole\nipv6 route 2001:db8:f::/48 2001:db8:2::2\n")
+	f.Start("zebra", zebraConf, "-M", "dplane_fpm_nl")
+	f.Start("staticd", "ip route 203.0.113.0/24 10.0.2.2\nip route 198.51.100.0/24 10.0.2.2\nip route 198.18.7.0/24 blackhole\nipv6 route 2001:db8:f::/48 2001:db8:2::2\n")
 	wantRoute(t, r, "203.0.113.1", "unicast 203.0.113.0/24 fpm static 10.0.2.2@r1")
 	wantRoute(t, r, "198.18.7.1", "blackhole 198.18.7.0/24 fpm static")
 	wantRoute(t, r, "198.18.0.1", "none") // the kernel's own, which is not followed, and not zebra's to tell
 	ping(t, l.client, "203.0.113.1", 3)
 	ping(t, l.client, "2001:db8:f::1", 3)
 
-	f.vtysh("configure terminal", "ip route 203.0.113.0/24 10.0.2.3")
+	f.Vtysh("configure terminal", "ip route 203.0.113.0/24 10.0.2.3")
 	wantRoute(t, r, "203.0.113.1", "unicast 203.0.113.0/24 fpm static 10.0.2.2@r1 10.0.2.3@r1")
-	f.vtysh("configure terminal", "no ip route 203.0.113.0/24 10.0.2.2")
+	f.Vtysh("configure terminal", "no ip route 203.0.113.0/24 10.0.2.2")
 	wantRoute(t, r, "203.0.113.1", "unicast 203.0.113.0/24 fpm static 10.0.2.3@r1")
 	ping(t, l.client, "203.0.113.1", 1)
 
@@ -167,14 +73,13 @@ func TestFRR(t *testing.T) {
 		out <- string(b)
 	}()
 	time.Sleep(500 * time.Millisecond)
-	if err := errors.Join(zebra.Signal(syscall.SIGKILL), staticd.Signal(syscall.SIGKILL)); err != nil {
-		t.Fatal(err)
-	}
+	f.Kill("zebra")
+	f.Kill("staticd")
 	wantRoute(t, r, "203.0.113.1", "unicast 203.0.113.0/24 fpm static 10.0.2.3@r1 stale")
 	wantRoute(t, r, "198.51.100.1", "unicast 198.51.100.0/24 fpm static 10.0.2.2@r1 stale")
 	ip(t, l.router, "route del 198.51.100.0/24") // zebra would find it in the kernel and call it its own
-	f.start("zebra", zebraConf, "-M", "dplane_fpm_nl")
-	f.start("staticd", "ip route 203.0.113.0/24 10.0.2.3\n")
+	f.Start("zebra", zebraConf, "-M", "dplane_fpm_nl")
+	f.Start("staticd", "ip route 203.0.113.0/24 10.0.2.3\n")
 	wantRoute(t, r, "203.0.113.1", "unicast 203.0.113.0/24 fpm static 10.0.2.3@r1")
 	wantRoute(t, r, "198.51.100.1", "none") // nobody confirms it
 	if s := <-out; !strings.Contains(s, "600 packets transmitted, 600 received, 0% packet loss") {
@@ -187,17 +92,17 @@ func TestFRR(t *testing.T) {
 	if len(s.Clients) != 1 || len(s.Ended) != 1 || len(s.Stale) != 0 || s.Connections != 2 || s.Total.Invalid+s.Total.Tables != 0 || s.Total.Kernel == 0 {
 		t.Errorf("%v", s)
 	}
-	f.vtysh("configure terminal", "no ip route 203.0.113.0/24 10.0.2.3")
+	f.Vtysh("configure terminal", "no ip route 203.0.113.0/24 10.0.2.3")
 	wantRoute(t, r, "203.0.113.1", "none")
 }
 
 // Without next-hop objects, and with the kernel followed, whose route to the same prefix goes first.
 func TestFRRBesideKernel(t *testing.T) {
 	l := newLab(t)
-	f := newFRR(t, l.router)
+	f := testnet.NewFRR(t, l.router)
 	r := start(t, l.router, "ports: [{name: r0}, {name: r1}]\nfpm: {listen: 127.0.0.1:2620}\n")
-	f.start("zebra", "no fpm use-next-hop-groups\n"+zebraConf, "-M", "dplane_fpm_nl")
-	f.start("staticd", "ip route 203.0.113.0/24 10.0.2.2\nip route 203.0.113.0/24 10.0.1.2\n")
+	f.Start("zebra", "no fpm use-next-hop-groups\n"+zebraConf, "-M", "dplane_fpm_nl")
+	f.Start("staticd", "ip route 203.0.113.0/24 10.0.2.2\nip route 203.0.113.0/24 10.0.1.2\n")
 	wantRoute(t, r, "203.0.113.1", "unicast 203.0.113.0/24 kernel 196 10.0.1.2@r0 10.0.2.2@r1")
 	wait(t, "the daemon's route beside it", func() error {
 		x, err := r.ListRoutes(context.Background(), &v1.ListRoutesRequest{Source: "fpm"})

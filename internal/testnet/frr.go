@@ -1,95 +1,109 @@
 package testnet
 
 import (
+	"errors"
+	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
 
-// FRR is FRRouting's daemons in a namespace.
+// FRR is FRRouting's daemons in a namespace. They end with the test, whose log has theirs where it fails.
 type FRR struct {
 	t     testing.TB
 	ns    *NS
 	dir   string
-	procs map[string]*exec.Cmd
+	procs map[string]*frrDaemon
+}
+
+type frrDaemon struct {
+	cmd   *exec.Cmd
+	ended chan struct{}
 }
 
 const frrPath = "/usr/lib/frr/"
 
-// NewFRR starts zebra with the given options and then the daemons of conf, which has their configuration by name, zebra's
-// too. It skips the test where a daemon is not installed. All end with the test.
-func NewFRR(t testing.TB, ns *NS, conf map[string]string, zebra ...string) *FRR {
+// NewFRR makes room for daemons; it starts none. It skips the test where FRR is not installed.
+func NewFRR(t testing.TB, ns *NS) *FRR {
 	t.Helper()
-	daemons := []string{"zebra"}
-	for name := range conf {
-		if name != "zebra" {
-			daemons = append(daemons, name)
-		}
+	u, err := user.Lookup("frr")
+	if err == nil {
+		_, err = exec.LookPath("vtysh")
 	}
-	slices.Sort(daemons[1:])
-	for _, d := range daemons {
-		if _, err := os.Stat(frrPath + d); err != nil {
-			t.Skipf("needs FRRouting's %s", d)
-		}
+	if err != nil {
+		t.Skip("needs FRR (apt install frr): ", err)
 	}
-	if _, err := exec.LookPath("vtysh"); err != nil {
-		t.Skip("needs FRRouting's vtysh")
-	}
-	// Not t.TempDir, whose path may be too long for a socket's.
+	// Not t.TempDir, which is closed to other users and whose path may be too long for a socket's.
 	dir, err := os.MkdirTemp("", "frr")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	os.Chmod(dir, 0o777) // the daemons give up root
-	f := &FRR{t, ns, dir, map[string]*exec.Cmd{}}
-	t.Cleanup(func() {
-		for _, c := range f.procs {
-			c.Process.Kill()
-			c.Wait()
-		}
-	})
-	for _, d := range daemons {
-		if err := os.WriteFile(filepath.Join(dir, d+".conf"), []byte(conf[d]+"\n"), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		var opts []string
-		if d == "zebra" {
-			opts = zebra
-		}
-		f.Start(d, opts...)
+	uid, _ := strconv.Atoi(u.Uid)
+	gid, _ := strconv.Atoi(u.Gid)
+	if err := errors.Join(os.Chown(dir, uid, gid), os.Chmod(dir, 0o755)); err != nil {
+		t.Fatal(err)
 	}
-	return f
+	return &FRR{t, ns, dir, map[string]*frrDaemon{}}
 }
 
-// Start starts a daemon, with the configuration that it was given.
-func (f *FRR) Start(daemon string, opts ...string) {
+// Start starts a daemon with a configuration, zebra first, and waits until it listens. It skips the test where the daemon, or
+// zebra's module of an option -M, is not installed.
+func (f *FRR) Start(daemon, conf string, opts ...string) {
 	f.t.Helper()
-	log, err := os.OpenFile(filepath.Join(f.dir, daemon+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if _, err := os.Stat(frrPath + daemon); err != nil {
+		f.t.Skipf("needs FRR's %s (apt install frr)", daemon)
+	}
+	for i, o := range opts {
+		if o != "-M" {
+			continue
+		}
+		if m, _ := filepath.Glob("/usr/lib/*/frr/modules/" + opts[i+1] + ".so"); len(m) == 0 {
+			f.t.Skipf("needs FRR with %s (apt install frr)", opts[i+1])
+		}
+	}
+	at := func(suffix string) string { return filepath.Join(f.dir, daemon+suffix) }
+	if err := os.WriteFile(at(".conf"), []byte(conf+"\n"), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+	out, err := os.OpenFile(at(".out"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	defer log.Close()
-	c := f.ns.Command(frrPath+daemon, append([]string{"-f", filepath.Join(f.dir, daemon+".conf"), "-u", "frr", "-g", "frr",
-		"-i", filepath.Join(f.dir, daemon+".pid"), "-z", filepath.Join(f.dir, "zserv"), "--vty_socket", f.dir, "--log", "stdout"}, opts...)...)
-	c.Stdout, c.Stderr = log, log
-	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := c.Start(); err != nil {
+	defer out.Close()
+	// Without `ip netns exec`, whose process would not be the daemon's.
+	c := exec.Command(frrPath+daemon, append([]string{"-f", at(".conf"), "-u", "frr", "-g", "frr", "-i", at(".pid"),
+		"-z", filepath.Join(f.dir, "zserv"), "--vty_socket", f.dir, "--log", "stdout"}, opts...)...)
+	c.Stdout, c.Stderr = out, out
+	f.ns.Do(func() { err = c.Start() })
+	if err != nil {
 		f.t.Fatal(err)
 	}
-	f.procs[daemon] = c
+	d := &frrDaemon{c, make(chan struct{})}
+	f.procs[daemon] = d
+	go func() { c.Wait(); close(d.ended) }()
+	f.t.Cleanup(func() {
+		c.Process.Kill()
+		<-d.ended
+		if f.t.Failed() {
+			b, _ := os.ReadFile(at(".out"))
+			f.t.Logf("%s: %s", daemon, b)
+		}
+	})
 	end := time.Now().Add(20 * time.Second)
 	for {
-		if _, err := os.Stat(filepath.Join(f.dir, daemon+".vty")); err == nil {
+		s, err := net.Dial("unix", at(".vty"))
+		if err == nil {
+			s.Close()
 			return
 		}
 		if time.Now().After(end) {
-			f.t.Fatalf("%s does not start:\n%s", daemon, f.Log(daemon))
+			f.t.Fatalf("%s does not listen: %v", daemon, err)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -98,17 +112,9 @@ func (f *FRR) Start(daemon string, opts ...string) {
 // Kill ends a daemon as a crash would.
 func (f *FRR) Kill(daemon string) {
 	f.t.Helper()
-	c := f.procs[daemon]
-	c.Process.Kill()
-	c.Wait()
-	delete(f.procs, daemon)
-	os.Remove(filepath.Join(f.dir, daemon+".vty"))
-}
-
-// Log is what a daemon has said.
-func (f *FRR) Log(daemon string) string {
-	b, _ := os.ReadFile(filepath.Join(f.dir, daemon+".log"))
-	return string(b)
+	d := f.procs[daemon]
+	d.cmd.Process.Kill()
+	<-d.ended
 }
 
 // Vtysh runs commands of FRR's shell.
@@ -118,7 +124,7 @@ func (f *FRR) Vtysh(commands ...string) string {
 	for _, c := range commands {
 		args = append(args, "-c", c)
 	}
-	out, err := f.ns.Command("vtysh", args...).CombinedOutput()
+	out, err := exec.Command("vtysh", args...).CombinedOutput()
 	if err != nil {
 		f.t.Fatalf("vtysh %s: %v\n%s", strings.Join(commands, "; "), err, out)
 	}
