@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -41,6 +42,10 @@ const streamsPort = "4789"
 func newStreams(t *testing.T, from *testnet.NS, to string, at []*testnet.NS, n int, every time.Duration) *streams {
 	t.Helper()
 	f := &streams{t: t, n: n, sent: make([]uint32, n), end: make(chan struct{})}
+	network := "udp4" // so that streams of both families can run at a time
+	if netip.MustParseAddr(to).Is6() {
+		network = "udp6"
+	}
 	run := rand.Uint64() // tells packets of another run that come late
 	for _, h := range at {
 		s := &sink{run: run, got: make([][]bool, n), last: make([]int64, n)}
@@ -48,7 +53,7 @@ func newStreams(t *testing.T, from *testnet.NS, to string, at []*testnet.NS, n i
 			s.last[i] = -1
 		}
 		var err error
-		h.Do(func() { s.conn, err = net.ListenPacket("udp", ":"+streamsPort) })
+		h.Do(func() { s.conn, err = net.ListenPacket(network, ":"+streamsPort) })
 		if err != nil {
 			t.Fatal(err)
 		}
