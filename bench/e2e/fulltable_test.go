@@ -179,13 +179,7 @@ protocol bgp up { local 10.0.%[1]d.2 as 65002; neighbor 10.0.%[1]d.1 as 65001; h
 	// withFlows does something while 64 flows run, and sees that every lost packet was counted somewhere.
 	withFlows := func(what string, do func()) tally {
 		t.Helper()
-		missed := func() (n uint64) {
-			for _, p := range []string{"r0", "r1", "r2"} {
-				x := r.port(p)
-				n += x.RxNoBuffer + x.RxRingFull + x.RxBad + x.TxFailed
-			}
-			return n
-		}
+		missed := func() uint64 { return r.missed("r0", "r1", "r2") }
 		sent := func() uint64 { return r.port("r1").TxPackets + r.port("r2").TxPackets }
 		before, m, tx := r.counts(), missed(), sent()
 		fl := newStreams(t, f.client, host4(77), f.server[:], 64, 200*time.Microsecond)

@@ -158,6 +158,16 @@ func (f *streams) halt() {
 	f.wg.Wait()
 }
 
+// missed is how many packets ports did not take, or did not get rid of: a busy machine's.
+func (r *router) missed(ports ...string) (n uint64) {
+	r.t.Helper()
+	for _, p := range ports {
+		x := r.port(p)
+		n += x.RxNoBuffer + x.RxRingFull + x.RxBad + x.TxFailed
+	}
+	return n
+}
+
 // tally is what became of all packets.
 type tally struct {
 	sent, lost, late, dup int
