@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"millrace/fib/mcast"
+	"millrace/internal/yamltree"
 	"millrace/pmd"
 )
 
@@ -85,7 +86,7 @@ func (c *Config) check(errs *Errors) {
 
 func (k *checker) fail(key, format string, args ...any) {
 	p, _ := k.c.src.find(key)
-	*k.errs = append(*k.errs, &Error{k.c.src.file, p.line, p.col, key, fmt.Sprintf(format, args...)})
+	*k.errs = append(*k.errs, &Error{File: k.c.src.file, Line: p.Line, Col: p.Col, Key: key, Msg: fmt.Sprintf(format, args...)})
 }
 
 func (k *checker) need(ok bool, key, name string) bool {
@@ -99,7 +100,7 @@ func (k *checker) oneOf(s, key string, words ...string) bool {
 	if s == "" || slices.Contains(words, s) {
 		return true
 	}
-	k.fail(key, "%s", oneOf(s, words))
+	k.fail(key, "%s", yamltree.OneOf(s, words))
 	return false
 }
 
@@ -259,7 +260,7 @@ func (k *checker) device(name, key string) {
 		names = append(names, n)
 	}
 	slices.Sort(names)
-	if n := nearest(name, names); n != "" {
+	if n := yamltree.Nearest(name, names); n != "" {
 		k.fail(key, "there is no port or VLAN %q; did you mean %q?", name, n)
 		return
 	}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"millrace/internal/yamltree"
 )
 
 func TestErrors(t *testing.T) {
@@ -228,9 +230,9 @@ func TestSample(t *testing.T) {
 				continue
 			}
 			found = true
-			_, doc, _ := strings.Cut(lines[pos.line-1], " # ")
-			if above := lines[max(pos.line-2, 0)]; doc == "" && !strings.Contains(above, " # ") {
-				t.Errorf("%s, line %d: no comment", key, pos.line)
+			_, doc, _ := strings.Cut(lines[pos.Line-1], " # ")
+			if above := lines[max(pos.Line-2, 0)]; doc == "" && !strings.Contains(above, " # ") {
+				t.Errorf("%s, line %d: no comment", key, pos.Line)
 			}
 		}
 		if !found {
@@ -262,9 +264,9 @@ func keyPaths(t reflect.Type, prefix string) []string {
 		if ft.Kind() == reflect.Slice {
 			ft = ft.Elem()
 		}
-		out = append(out, join(prefix, name))
+		out = append(out, yamltree.Join(prefix, name))
 		if ft.Kind() == reflect.Struct && !isValue(ft) {
-			out = append(out, keyPaths(ft, join(prefix, name))...)
+			out = append(out, keyPaths(ft, yamltree.Join(prefix, name))...)
 		}
 	}
 	return out

@@ -228,7 +228,7 @@ func (c *Config) File() string { return c.src.file }
 // messages; "file" where the key is not in the file.
 func (c *Config) At(key string) string {
 	if p, ok := c.src.find(key); ok {
-		return p.in(c.src.file)
+		return p.In(c.src.file)
 	}
 	return c.src.file
 }
