@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -17,7 +16,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"millrace/bench/lab"
 	"millrace/control/api"
@@ -96,37 +94,12 @@ func (c *chain) open(ctx context.Context, genCPU, fwdCPU int) (err error) {
 		return err
 	}
 	if c.own {
-		return c.thread(ctx)
+		return c.Router.PollBy(ctx, "r0", c.fwdCPU)
 	}
 	if c.driver != "" {
 		return c.run(ctx)
 	}
 	return nil
-}
-
-// thread makes the kernel poll r0 by a thread, on the forwarder's CPU.
-func (c *chain) thread(ctx context.Context) error {
-	if _, err := c.Router.Run(ctx, "sh", "-c", "echo 1 > /sys/class/net/r0/threaded"); err != nil {
-		return err
-	}
-	// Kernel threads are seen from everywhere: the newest of the name is ours.
-	names, err := filepath.Glob("/proc/[0-9]*/comm")
-	if err != nil {
-		return err
-	}
-	newest := 0
-	for _, n := range names {
-		if b, err := os.ReadFile(n); err == nil && strings.HasPrefix(string(b), "napi/r0-") {
-			pid, _ := strconv.Atoi(strings.Split(n, "/")[2]) // the pattern says that it is a number
-			newest = max(newest, pid)
-		}
-	}
-	if newest == 0 {
-		return errors.New("no thread polls r0: threaded NAPI is missing")
-	}
-	var set unix.CPUSet
-	set.Set(c.fwdCPU)
-	return unix.SchedSetaffinity(newest, &set)
 }
 
 // run starts this program as the router.
