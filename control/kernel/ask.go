@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -88,7 +89,9 @@ func (a *asker) run() {
 	}
 }
 
-// use sends RTM_NEWNEIGH with NTF_USE: the kernel does what it does when it has a packet to send.
+// use sends RTM_NEWNEIGH with NTF_USE: the kernel does what it does when it has a packet to send. It also takes
+// NUD_PERMANENT from an entry that has it (__neigh_update of Linux 5.16 and later), so such entries, which the follower
+// may not have told yet, are left alone.
 func (a *asker) use(k neighKey) error {
 	b := make([]byte, unix.SizeofNdMsg)
 	b[0] = unix.AF_INET
@@ -96,12 +99,29 @@ func (a *asker) use(k neighKey) error {
 		b[0] = unix.AF_INET6
 	}
 	native.PutUint32(b[4:], uint32(k.index))
+	state := uint16(unix.NUD_NONE)
+	err := a.request(unix.RTM_GETNEIGH, 0, putAttr(slices.Clone(b), unix.NDA_DST, k.addr.AsSlice()), func(m message) {
+		if m.typ == unix.RTM_NEWNEIGH && len(m.body) >= unix.SizeofNdMsg {
+			state = native.Uint16(m.body[8:])
+		}
+	})
+	switch {
+	case err != nil && !errors.Is(err, unix.ENOENT):
+		return err
+	case state&(unix.NUD_PERMANENT|unix.NUD_NOARP) != 0:
+		return nil
+	}
 	native.PutUint16(b[8:], unix.NUD_NONE)
 	b[10] = unix.NTF_USE
-	if _, err := a.s.send(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, putAttr(b, unix.NDA_DST, k.addr.AsSlice())); err != nil {
+	return a.request(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, putAttr(b, unix.NDA_DST, k.addr.AsSlice()), func(message) {})
+}
+
+// request sends a message, hands the answers to f, and returns the kernel's error. The kernel has dealt with it when
+// the sending returns.
+func (a *asker) request(typ, flags uint16, body []byte, f func(message)) error {
+	if _, err := a.s.send(typ, flags, body); err != nil {
 		return err
 	}
-	// The kernel has dealt with it by now, and left an error where there is one.
 	var failed error
 	for {
 		b, err := a.s.receive(false, time.Time{})
@@ -114,6 +134,8 @@ func (a *asker) use(k neighKey) error {
 		for m := range messages(b) {
 			if m.typ == unix.NLMSG_ERROR {
 				failed = errnoOf(m.body)
+			} else {
+				f(m)
 			}
 		}
 	}

@@ -281,6 +281,18 @@ func TestNeighbours(t *testing.T) {
 		_, there := v.neighs[fiftyOne]
 		return v.neighs[fifty].MAC == [6]byte{2, 0, 0, 0, 0, 0x55} && !there
 	})
+	// NTF_USE would make a permanent one an ordinary one. The kernel answers questions in their order.
+	for _, a := range []netip.Addr{fifty, netip.MustParseAddr("192.0.2.98")} {
+		if !f.Ask(index, a) {
+			t.Fatal("not asked")
+		}
+	}
+	v.wait(t, "the second question", func() bool {
+		return strings.Contains(ns.Run(t, "ip", "neighbour", "show", "to", "192.0.2.98"), "192.0.2.98")
+	})
+	if s := ns.Run(t, "ip", "neighbour", "show", "to", "192.0.2.50"); !strings.Contains(s, "PERMANENT") {
+		t.Errorf("a permanent neighbour that was asked for has become %q", s)
+	}
 	v.do(func() {
 		if _, there := v.neighs[none]; there {
 			t.Error("a neighbour that does not answer is usable")
