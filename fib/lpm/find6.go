@@ -48,7 +48,7 @@ func (t *Table6) lanes(dst *[16]byte, out *uint16, at, key *uint32, n int) {
 		t.tall(unsafe.Slice(at, n), unsafe.Slice(key, n))
 	}
 	walk6(t.base, at, key, n)
-	if leaf6(t.base, at, key, out, n, def)&deep != 0 {
+	if leaf6(t.base, at, key, out, n, def) != 0 {
 		t.deep(unsafe.Slice(dst, n), unsafe.Slice(out, n), unsafe.Slice(at, n), uint16(def))
 	}
 }
@@ -56,11 +56,11 @@ func (t *Table6) lanes(dst *[16]byte, out *uint16, at, key *uint32, n int) {
 // tall takes the lanes of tall trees down to where levels6 levels are left.
 func (t *Table6) tall(at, key []uint32) {
 	for i, ref := range at {
-		a := ref &^ (lineBytes - 1)
+		a := ref / lineBytes * lineUnits
 		for range ref % lineBytes {
 			a = t.step(a, key[i])
 		}
-		at[i] = a
+		at[i] = a * unit6
 	}
 }
 
@@ -126,6 +126,9 @@ func (t *Table6) lanesGo(dst [][16]byte, out []uint16, at, key []uint32, def uin
 	}
 	if any%lineBytes != 0 {
 		t.tall(at, key)
+	}
+	for i := range at {
+		at[i] /= unit6
 	}
 	for range levels6 {
 		for i, k := range key {

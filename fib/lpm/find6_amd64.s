@@ -1,15 +1,13 @@
 #include "textflag.h"
 
-// The directory, of one address in network order.
+// The reference and the first key of one address in network order.
 #define START(i, R, T) \
-	MOVQ   (16*i)(CX), R; \
-	BSWAPQ R;             \
-	MOVQ   R, T;          \
-	SHRQ   $12, T;        \
-	SHRQ   $44, R;        \
-	MOVL   T, (4*i)(R9);  \
-	MOVL   (SI)(R*4), R;  \
-	MOVL   R, (4*i)(R8);  \
+	MOVBEQ (16*i)(CX), R;  \
+	RORXQ  $12, R, T;      \
+	MOVL   T, (4*i)(R9);   \
+	SHRQ   $44, R;         \
+	MOVL   (SI)(R*4), R;   \
+	MOVL   R, (4*i)(R8);   \
 	ORL    R, R13
 
 // func start6(dir unsafe.Pointer, dst *[16]byte, at, key *uint32, n int) (any uint32)
@@ -50,43 +48,27 @@ done:
 	MOVL R13, any+40(FP)
 	RET
 
-// One level of lane i: the keys of the line that are less than the lane's key say which line is next.
-#define KEY(i, Z) VPBROADCASTD (4*i)(R9), Z
+// Lane i of a group: its line's offset in R, its key in Z.
+#define LANE(i, R, Z) \
+	MOVL (4*i)(R8), R; \
+	VPBROADCASTD (4*i)(R9), Z
 
-#define STEP(i, R, T, Z, K) \
-	MOVL    (4*i)(R8), R;              \
-	VPCMPUD $6, (DI)(R*1), Z, K7, K;   \
-	KMOVW   K, T;                      \
-	POPCNTL T, T;                      \
-	SHLL    $6, T;                     \
-	ADDL    60(DI)(R*1), T;            \
-	MOVL    T, (4*i)(R8)
+// One level of a lane: as many keys of its line as are less than the lane's key, so many lines behind the
+// first it goes on. R is the line's offset, in units of scale bytes before and of 8 behind.
+#define STEP(scale, R, T, Z, K) \
+	VPCMPUD $6, (DI)(R*scale), Z, K7, K; \
+	MOVL    60(DI)(R*scale), R;          \
+	KMOVW   K, T;                        \
+	POPCNTL T, T;                        \
+	LEAL    (R)(T*8), R
 
-#define LAST(i, R, T, Z, K) \
-	STEP(i, R, T, Z, K); \
-	PREFETCHT0 (DI)(T*1)
-
-#define LANES(DO) \
-	DO(0, AX, BX, Z0, K1);    \
-	DO(1, DX, R10, Z1, K2);   \
-	DO(2, R11, R12, Z2, K3);  \
-	DO(3, R13, SI, Z3, K4);   \
-	DO(4, AX, BX, Z4, K5);    \
-	DO(5, DX, R10, Z5, K1);   \
-	DO(6, R11, R12, Z6, K2);  \
-	DO(7, R13, SI, Z7, K3);   \
-	DO(8, AX, BX, Z8, K4);    \
-	DO(9, DX, R10, Z9, K5);   \
-	DO(10, R11, R12, Z10, K1); \
-	DO(11, R13, SI, Z11, K2); \
-	DO(12, AX, BX, Z12, K3);  \
-	DO(13, DX, R10, Z13, K4); \
-	DO(14, R11, R12, Z14, K5); \
-	DO(15, R13, SI, Z15, K1)
+#define LEAVE(i, R) \
+	MOVL       R, (4*i)(R8); \
+	PREFETCHT0 (DI)(R*8)
 
 // func walk6(lines unsafe.Pointer, at, key *uint32, n int)
 //
-// Sixteen lanes side by side: their loads wait for memory together.
+// Eight lanes side by side, in registers: their loads wait for memory together.
 TEXT ·walk6(SB), NOSPLIT, $0-32
 	MOVQ  lines+0(FP), DI
 	MOVQ  at+8(FP), R8
@@ -94,43 +76,65 @@ TEXT ·walk6(SB), NOSPLIT, $0-32
 	MOVQ  n+24(FP), CX
 	MOVL  $0x7fff, AX
 	KMOVW AX, K7
-	SUBQ  $16, CX
+	SUBQ  $8, CX
 	JL    rest
 
-sixteen:
-	KEY(0, Z0)
-	KEY(1, Z1)
-	KEY(2, Z2)
-	KEY(3, Z3)
-	KEY(4, Z4)
-	KEY(5, Z5)
-	KEY(6, Z6)
-	KEY(7, Z7)
-	KEY(8, Z8)
-	KEY(9, Z9)
-	KEY(10, Z10)
-	KEY(11, Z11)
-	KEY(12, Z12)
-	KEY(13, Z13)
-	KEY(14, Z14)
-	KEY(15, Z15)
-	LANES(STEP)
-	LANES(STEP)
-	LANES(LAST)
-	ADDQ $64, R8
-	ADDQ $64, R9
-	SUBQ $16, CX
-	JGE  sixteen
+eight:
+	LANE(0, AX, Z0)
+	LANE(1, BX, Z1)
+	LANE(2, DX, Z2)
+	LANE(3, SI, Z3)
+	LANE(4, R10, Z4)
+	LANE(5, R11, Z5)
+	LANE(6, R12, Z6)
+	LANE(7, R13, Z7)
+	STEP(1, AX, R14, Z0, K1)
+	STEP(1, BX, R15, Z1, K2)
+	STEP(1, DX, R14, Z2, K3)
+	STEP(1, SI, R15, Z3, K4)
+	STEP(1, R10, R14, Z4, K5)
+	STEP(1, R11, R15, Z5, K6)
+	STEP(1, R12, R14, Z6, K1)
+	STEP(1, R13, R15, Z7, K2)
+	STEP(8, AX, R14, Z0, K1)
+	STEP(8, BX, R15, Z1, K2)
+	STEP(8, DX, R14, Z2, K3)
+	STEP(8, SI, R15, Z3, K4)
+	STEP(8, R10, R14, Z4, K5)
+	STEP(8, R11, R15, Z5, K6)
+	STEP(8, R12, R14, Z6, K1)
+	STEP(8, R13, R15, Z7, K2)
+	STEP(8, AX, R14, Z0, K1)
+	STEP(8, BX, R15, Z1, K2)
+	STEP(8, DX, R14, Z2, K3)
+	STEP(8, SI, R15, Z3, K4)
+	STEP(8, R10, R14, Z4, K5)
+	STEP(8, R11, R15, Z5, K6)
+	STEP(8, R12, R14, Z6, K1)
+	STEP(8, R13, R15, Z7, K2)
+	LEAVE(0, AX)
+	LEAVE(1, BX)
+	LEAVE(2, DX)
+	LEAVE(3, SI)
+	LEAVE(4, R10)
+	LEAVE(5, R11)
+	LEAVE(6, R12)
+	LEAVE(7, R13)
+	ADDQ $32, R8
+	ADDQ $32, R9
+	SUBQ $8, CX
+	JGE  eight
 
 rest:
-	ADDQ $16, CX
+	ADDQ $8, CX
 	JZ   done
 
 one:
-	KEY(0, Z0)
-	STEP(0, AX, BX, Z0, K1)
-	STEP(0, AX, BX, Z0, K1)
-	LAST(0, AX, BX, Z0, K1)
+	LANE(0, AX, Z0)
+	STEP(1, AX, R14, Z0, K1)
+	STEP(8, AX, R14, Z0, K2)
+	STEP(8, AX, R14, Z0, K3)
+	LEAVE(0, AX)
 	ADDQ $4, R8
 	ADDQ $4, R9
 	DECQ CX
@@ -140,19 +144,16 @@ done:
 	VZEROUPPER
 	RET
 
-// The value of lane i in its leaf line; that of ::/0 for 0.
+// The value of lane i in its leaf line.
 #define LEAF(i, R, T, Z, K) \
-	MOVL    (4*i)(R8), R;            \
-	VPBROADCASTD (4*i)(R9), Z;       \
-	VPCMPUD $6, (DI)(R*1), Z, K7, K; \
-	KMOVW   K, T;                    \
-	POPCNTL T, T;                    \
-	ADDQ    DI, R;                   \
-	MOVWLZX 40(R)(T*2), T;           \
-	TESTL   T, T;                    \
-	CMOVLEQ R12, T;                  \
-	MOVW    T, (2*i)(SI);            \
-	ORL     T, R13
+	MOVL         (4*i)(R8), R;     \
+	VPBROADCASTD (4*i)(R9), Z;     \
+	LEAQ         (DI)(R*8), R;     \
+	VPCMPUD      $6, (R), Z, K7, K; \
+	KMOVW        K, T;             \
+	POPCNTL      T, T;             \
+	MOVWLZX      40(R)(T*2), T;    \
+	MOVW         T, (2*i)(SI)
 
 // func leaf6(lines unsafe.Pointer, at, key *uint32, out *uint16, n int, def uint32) (any uint32)
 TEXT ·leaf6(SB), NOSPLIT, $0-52
@@ -161,18 +162,16 @@ TEXT ·leaf6(SB), NOSPLIT, $0-52
 	MOVQ  key+16(FP), R9
 	MOVQ  out+24(FP), SI
 	MOVQ  n+32(FP), CX
-	MOVL  def+40(FP), R12
 	MOVL  $0x3ff, AX
 	KMOVW AX, K7
-	XORL  R13, R13
 	SUBQ  $4, CX
 	JL    rest
 
 four:
 	LEAF(0, AX, BX, Z0, K1)
 	LEAF(1, DX, R10, Z1, K2)
-	LEAF(2, AX, BX, Z2, K3)
-	LEAF(3, DX, R10, Z3, K4)
+	LEAF(2, R11, R12, Z2, K3)
+	LEAF(3, R13, R14, Z3, K4)
 	ADDQ $16, R8
 	ADDQ $16, R9
 	ADDQ $8, SI
@@ -181,7 +180,7 @@ four:
 
 rest:
 	ADDQ $4, CX
-	JZ   done
+	JZ   values
 
 one:
 	LEAF(0, AX, BX, Z0, K1)
@@ -191,9 +190,33 @@ one:
 	DECQ CX
 	JNZ  one
 
-done:
+	// All values at once: def for 0, and whether any is deep.
+values:
+	MOVQ         out+24(FP), SI
+	MOVQ         n+32(FP), CX
+	MOVL         def+40(FP), AX
+	VPBROADCASTW AX, Z1
+	XORL         R13, R13
+	MOVL         $-1, BX
+
+some:
+	CMPQ        CX, $32
+	JGE         whole
+	BZHIL       CX, BX, BX
+
+whole:
+	KMOVD       BX, K1
+	VMOVDQU16.Z (SI), K1, Z0
+	VPTESTNMW   Z0, Z0, K1, K2
+	VMOVDQU16   Z1, K2, (SI)
+	VPMOVW2M    Z0, K3
+	KMOVD       K3, AX
+	ORL         AX, R13
+	ADDQ        $64, SI
+	SUBQ        $32, CX
+	JG          some
 	VZEROUPPER
-	MOVL R13, any+48(FP)
+	MOVL        R13, any+48(FP)
 	RET
 
 // func prefetch6(lines unsafe.Pointer, at *uint32, n int)

@@ -11,6 +11,8 @@ import (
 
 const (
 	lineBytes  = 64
+	unit6      = 8 // bytes: fan-out lines give the offsets of others in such units
+	lineUnits  = lineBytes / unit6
 	lineSpace  = 1 << 32 // address space for lines: offsets have 32 bits
 	blockOrder = 5       // blocks have 1 to 1<<blockOrder lines
 	smallLines = 4096    // of an empty table, in small pages; what follows is in huge ones
@@ -183,6 +185,6 @@ func trapLine(trap uint32) (x line) {
 			x[i] = ^uint32(0)
 		}
 	}
-	x[15] = trap * lineBytes
+	x[base6] = trap * lineUnits
 	return x
 }

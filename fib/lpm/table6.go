@@ -311,7 +311,7 @@ func writeChain(l *line, b uint32, v uint16) {
 			x[j] = noKey
 		}
 		if i < levels6 {
-			x[base6] = (b + i + 1) * lineBytes
+			x[base6] = (b + i + 1) * lineUnits
 			continue
 		}
 		for j := leafHalf; j < 32; j++ {
@@ -369,7 +369,7 @@ func (t *Table6) Lookup(dst [16]byte) uint16 {
 // walk is the value of an address in what a reference leads to; 0 where no prefix but ::/0 has it.
 func (t *Table6) walk(ref uint32, a u128, round int) uint16 {
 	for ; ref&inRun == 0; round++ {
-		key, at := key6(a, round), ref&^(lineBytes-1)
+		key, at := key6(a, round), ref/lineBytes*lineUnits
 		for range levels6 + ref&(inRun-1) {
 			at = t.step(at, key)
 		}
@@ -382,24 +382,24 @@ func (t *Table6) walk(ref uint32, a u128, round int) uint16 {
 	return findRun(t.at(ref/lineBytes), int(ref%inRun)+1, a.hi, a.lo)
 }
 
-// deeper is the reference that a deep value of the leaf line at an offset leads to.
+// deeper is the reference that a deep value of the leaf line at an offset, in units, leads to.
 func (t *Table6) deeper(at uint32, v uint16) uint32 {
-	return *(*uint32)(unsafe.Add(t.base, uintptr(at)+uintptr(v&^deep)*4))
+	return *(*uint32)(unsafe.Add(t.base, uintptr(at)*unit6+uintptr(v&^deep)*4))
 }
 
-// step is the offset of the line that a fan-out line leads a key to.
+// step is the offset, in units, of the line that a fan-out line leads a key to.
 func (t *Table6) step(at, key uint32) uint32 {
-	l := (*line)(unsafe.Add(t.base, at))
+	l := (*line)(unsafe.Add(t.base, uintptr(at)*unit6))
 	i := beyond(key, l[7]) << 3
 	i += beyond(key, l[i+3]) << 2
 	i += beyond(key, l[i+1]) << 1
 	i += beyond(key, l[i&15])
-	return l[base6] + i*lineBytes
+	return l[base6] + i*lineUnits
 }
 
 // leaf is the value of a key in a leaf line.
 func (t *Table6) leaf(at, key uint32) uint16 {
-	l := (*line)(unsafe.Add(t.base, at))
+	l := (*line)(unsafe.Add(t.base, uintptr(at)*unit6))
 	i := beyond(key, l[4]) * 5
 	i += beyond(key, l[i+2]) * 3
 	i += beyond(key, l[i&15]) + beyond(key, l[(i+1)&15])

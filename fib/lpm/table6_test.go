@@ -203,7 +203,7 @@ func (r *rig6) sound() {
 		} else {
 			block(n.at, len(n.kids))
 		}
-		if n.dirty || n.line[base6] != n.at*lineBytes || n.level > 0 && (int(n.n) != len(n.kids) || len(n.kids) > fan || len(n.kids) == 0 || n.kids[0].start != n.start) || n.count > bucketMax {
+		if n.dirty || n.line[base6] != n.at*lineUnits || n.level > 0 && (int(n.n) != len(n.kids) || len(n.kids) > fan || len(n.kids) == 0 || n.kids[0].start != n.start) || n.count > bucketMax {
 			r.t.Fatalf("node %+v", n)
 		}
 		for i, k := range n.kids {

@@ -13,7 +13,7 @@ const (
 	leafValues = 11 // values of a leaf line
 	leafKeys   = leafValues - 1
 	leafHalf   = 20 // the first value of a leaf line, in halves of words
-	base6      = 15 // word of a fan-out line: offset of the lines it leads to
+	base6      = 15 // word of a fan-out line: offset of the lines it leads to, in units
 	deep       = 1 << 15
 	inRun      = 1 << 5 // in a reference: it leads to a run
 	levels6    = 3      // fan-out lines above a leaf, at least
@@ -306,7 +306,7 @@ func (t *Table6) writeKids(n *node6, kids []*node6, whole bool) {
 	for j, k := range kids {
 		*t.at(n.at + uint32(j)) = k.line
 	}
-	own[base6] = n.at * lineBytes
+	own[base6] = n.at * lineUnits
 	n.line = own
 }
 
@@ -396,7 +396,7 @@ func (t *Table6) writeBucket(n *node6, ents []ent, subs []sub6, whole bool) {
 	for i := range all {
 		*t.at(n.at + uint32(i)) = all[i]
 	}
-	own[base6] = n.at * lineBytes
+	own[base6] = n.at * lineUnits
 	n.line = own
 }
 
