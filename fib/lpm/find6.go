@@ -44,13 +44,22 @@ func (t *Table6) lanes(dst *[16]byte, out *uint16, at, key *uint32, n int) {
 		t.lanesGo(unsafe.Slice(dst, n), unsafe.Slice(out, n), unsafe.Slice(at, n), unsafe.Slice(key, n), uint16(def))
 		return
 	}
-	if start6(unsafe.Pointer(t.dir), dst, at, key, n)&(lineBytes-1) != 0 {
-		t.tall(unsafe.Slice(at, n), unsafe.Slice(key, n))
+	keys6(dst, at, key, n)
+	if left := down6(unsafe.Pointer(t.dir), t.base, at, key, n); left > 0 {
+		t.downTall(unsafe.Slice(at, n)[n-left:], unsafe.Slice(key, n)[n-left:])
 	}
-	walk6(t.base, at, key, n)
 	if leaf6(t.base, at, key, out, n, def) != 0 {
 		t.deep(unsafe.Slice(dst, n), unsafe.Slice(out, n), unsafe.Slice(at, n), uint16(def))
 	}
+}
+
+// downTall is down6 where some trees are tall.
+func (t *Table6) downTall(at, key []uint32) {
+	for i, place := range at {
+		at[i] = atomic.LoadUint32(&t.dir[place%(1<<dirBits)])
+	}
+	t.tall(at, key)
+	walk6(t.base, &at[0], &key[0], len(at))
 }
 
 // tall takes the lanes of tall trees down to where levels6 levels are left.

@@ -9,10 +9,16 @@ import (
 // vector6 says that lines are looked through by AVX-512.
 var vector6 = cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasBMI2 && cpu.X86.HasPOPCNT
 
-// start6 writes the directory's entries and the first keys of n destinations to at and key; any is the entries or-ed.
+// keys6 writes the places in the directory and the first keys of n destinations.
 //
 //go:noescape
-func start6(dir unsafe.Pointer, dst *[16]byte, at, key *uint32, n int) (any uint32)
+func keys6(dst *[16]byte, place, key *uint32, n int)
+
+// down6 takes n lanes from their places in the directory, in at, down three levels of fan-out lines, to offsets in units; it
+// stops before a tall tree, and says how many lanes are left.
+//
+//go:noescape
+func down6(dir, lines unsafe.Pointer, at, key *uint32, n int) (left int)
 
 // walk6 takes n lanes down three levels of fan-out lines; at is in bytes before and in units behind.
 //

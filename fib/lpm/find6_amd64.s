@@ -1,51 +1,63 @@
 #include "textflag.h"
 
-// The reference and the first key of one address in network order.
-#define START(i, R, T) \
-	MOVBEQ (16*i)(CX), R;  \
-	RORXQ  $12, R, T;      \
-	MOVL   T, (4*i)(R9);   \
-	SHRQ   $44, R;         \
-	MOVL   (SI)(R*4), R;   \
-	MOVL   R, (4*i)(R8);   \
-	ORL    R, R13
+DATA even<>+0(SB)/8, $0
+DATA even<>+8(SB)/8, $2
+DATA even<>+16(SB)/8, $4
+DATA even<>+24(SB)/8, $6
+DATA even<>+32(SB)/8, $8
+DATA even<>+40(SB)/8, $10
+DATA even<>+48(SB)/8, $12
+DATA even<>+56(SB)/8, $14
+GLOBL even<>(SB), RODATA|NOPTR, $64
 
-// func start6(dir unsafe.Pointer, dst *[16]byte, at, key *uint32, n int) (any uint32)
-TEXT ·start6(SB), NOSPLIT, $0-44
-	MOVQ dir+0(FP), SI
-	MOVQ dst+8(FP), CX
-	MOVQ at+16(FP), R8
-	MOVQ key+24(FP), R9
-	MOVQ n+32(FP), DX
-	XORL R13, R13
-	SUBQ $4, DX
-	JL   rest
+DATA swap<>+0(SB)/8, $0x0001020304050607
+DATA swap<>+8(SB)/8, $0x08090a0b0c0d0e0f
+GLOBL swap<>(SB), RODATA|NOPTR, $16
 
-four:
-	START(0, AX, BX)
-	START(1, R10, R11)
-	START(2, AX, BX)
-	START(3, R10, R11)
-	ADDQ $64, CX
-	ADDQ $16, R8
-	ADDQ $16, R9
-	SUBQ $4, DX
-	JGE  four
+// func keys6(dst *[16]byte, place, key *uint32, n int)
+TEXT ·keys6(SB), NOSPLIT, $0-32
+	MOVQ           dst+0(FP), SI
+	MOVQ           place+8(FP), R8
+	MOVQ           key+16(FP), R9
+	MOVQ           n+24(FP), CX
+	VMOVDQU64      even<>(SB), Z7
+	VBROADCASTI32X4 swap<>(SB), Z6
+	SUBQ           $8, CX
+	JL             rest
+
+eight:
+	VMOVDQU64 Z7, Z0
+	VMOVDQU64 (SI), Z1
+	VPERMI2Q  64(SI), Z1, Z0
+	VPSHUFB   Z6, Z0, Z0
+	VPSRLQ    $12, Z0, Z1
+	VPSRLQ    $44, Z0, Z0
+	VPMOVQD   Z1, (R9)
+	VPMOVQD   Z0, (R8)
+	ADDQ      $128, SI
+	ADDQ      $32, R8
+	ADDQ      $32, R9
+	SUBQ      $8, CX
+	JGE       eight
 
 rest:
-	ADDQ $4, DX
+	ADDQ $8, CX
 	JZ   done
 
 one:
-	START(0, AX, BX)
-	ADDQ $16, CX
-	ADDQ $4, R8
-	ADDQ $4, R9
-	DECQ DX
-	JNZ  one
+	MOVBEQ (SI), AX
+	RORXQ  $12, AX, BX
+	MOVL   BX, (R9)
+	SHRQ   $44, AX
+	MOVL   AX, (R8)
+	ADDQ   $16, SI
+	ADDQ   $4, R8
+	ADDQ   $4, R9
+	DECQ   CX
+	JNZ    one
 
 done:
-	MOVL R13, any+40(FP)
+	VZEROUPPER
 	RET
 
 // Lane i of a group: its line's offset in R, its key in Z.
@@ -66,9 +78,108 @@ done:
 	MOVL       R, (4*i)(R8); \
 	PREFETCHT0 (DI)(R*8)
 
-// func walk6(lines unsafe.Pointer, at, key *uint32, n int)
+// The root of the tree of lane i's place in the directory.
+#define ROOT(i, R, Z) \
+	LANE(i, R, Z); \
+	MOVL (SI)(R*4), R
+
+// func down6(dir, lines unsafe.Pointer, at, key *uint32, n int) (left int)
 //
 // Eight lanes side by side, in registers: their loads wait for memory together.
+TEXT ·down6(SB), NOSPLIT, $0-48
+	MOVQ  dir+0(FP), SI
+	MOVQ  lines+8(FP), DI
+	MOVQ  at+16(FP), R8
+	MOVQ  key+24(FP), R9
+	MOVQ  n+32(FP), CX
+	MOVL  $0x7fff, AX
+	KMOVW AX, K7
+	SUBQ  $8, CX
+	JL    rest
+
+eight:
+	ROOT(0, AX, Z0)
+	ROOT(1, BX, Z1)
+	ROOT(2, R10, Z2)
+	ROOT(3, R11, Z3)
+	ROOT(4, R12, Z4)
+	ROOT(5, R13, Z5)
+	ROOT(6, R14, Z6)
+	ROOT(7, R15, Z7)
+	MOVL AX, DX
+	ORL BX, DX
+	ORL R10, DX
+	ORL R11, DX
+	ORL R12, DX
+	ORL R13, DX
+	ORL R14, DX
+	ORL R15, DX
+	TESTL $63, DX
+	JNZ tall
+	STEP(1, AX, DX, Z0, K1)
+	STEP(1, BX, DX, Z1, K2)
+	STEP(1, R10, DX, Z2, K3)
+	STEP(1, R11, DX, Z3, K4)
+	STEP(1, R12, DX, Z4, K5)
+	STEP(1, R13, DX, Z5, K6)
+	STEP(1, R14, DX, Z6, K1)
+	STEP(1, R15, DX, Z7, K2)
+	STEP(8, AX, DX, Z0, K1)
+	STEP(8, BX, DX, Z1, K2)
+	STEP(8, R10, DX, Z2, K3)
+	STEP(8, R11, DX, Z3, K4)
+	STEP(8, R12, DX, Z4, K5)
+	STEP(8, R13, DX, Z5, K6)
+	STEP(8, R14, DX, Z6, K1)
+	STEP(8, R15, DX, Z7, K2)
+	STEP(8, AX, DX, Z0, K1)
+	STEP(8, BX, DX, Z1, K2)
+	STEP(8, R10, DX, Z2, K3)
+	STEP(8, R11, DX, Z3, K4)
+	STEP(8, R12, DX, Z4, K5)
+	STEP(8, R13, DX, Z5, K6)
+	STEP(8, R14, DX, Z6, K1)
+	STEP(8, R15, DX, Z7, K2)
+	LEAVE(0, AX)
+	LEAVE(1, BX)
+	LEAVE(2, R10)
+	LEAVE(3, R11)
+	LEAVE(4, R12)
+	LEAVE(5, R13)
+	LEAVE(6, R14)
+	LEAVE(7, R15)
+	ADDQ $32, R8
+	ADDQ $32, R9
+	SUBQ $8, CX
+	JGE  eight
+
+rest:
+	ADDQ $8, CX
+	JZ   done
+
+one:
+	ROOT(0, AX, Z0)
+	TESTL $63, AX
+	JNZ   done
+	STEP(1, AX, DX, Z0, K1)
+	STEP(8, AX, DX, Z0, K2)
+	STEP(8, AX, DX, Z0, K3)
+	LEAVE(0, AX)
+	ADDQ $4, R8
+	ADDQ $4, R9
+	DECQ CX
+	JNZ  one
+
+done:
+	MOVQ CX, left+40(FP)
+	VZEROUPPER
+	RET
+
+tall:
+	ADDQ $8, CX
+	JMP  done
+
+// func walk6(lines unsafe.Pointer, at, key *uint32, n int)
 TEXT ·walk6(SB), NOSPLIT, $0-32
 	MOVQ  lines+0(FP), DI
 	MOVQ  at+8(FP), R8

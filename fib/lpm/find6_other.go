@@ -6,9 +6,9 @@ import "unsafe"
 
 var vector6 = false
 
-func start6(dir unsafe.Pointer, dst *[16]byte, at, key *uint32, n int) (any uint32) {
-	panic("unreachable")
-}
+func keys6(dst *[16]byte, place, key *uint32, n int) { panic("unreachable") }
+
+func down6(dir, lines unsafe.Pointer, at, key *uint32, n int) (left int) { panic("unreachable") }
 
 func walk6(lines unsafe.Pointer, at, key *uint32, n int) { panic("unreachable") }
 
