@@ -47,7 +47,13 @@ type rewrite struct {
 func (s *rewrite) Run(v *graph.Vector) {
 	w := s.w
 	if v.N4 != 0 {
-		back, tagged := rewrite4(w, v)
+		var back, tagged bool
+		if inRuns(v, &v.Lane4, v.N4) {
+			back, tagged = rewrite4(w, v)
+		} else {
+			heads4(w, v)
+			back, tagged = collect(w, v, &v.Lane4, v.N4)
+		}
 		if tagged {
 			s.fixData(v, &v.Lane4, v.N4)
 		}
@@ -57,7 +63,13 @@ func (s *rewrite) Run(v *graph.Vector) {
 		}
 	}
 	if v.N6 != 0 {
-		back, tagged := rewrite6(w, v)
+		var back, tagged bool
+		if inRuns(v, &v.Lane6, v.N6) {
+			back, tagged = rewrite6(w, v)
+		} else {
+			heads6(w, v)
+			back, tagged = collect(w, v, &v.Lane6, v.N6)
+		}
 		if tagged {
 			s.fixData(v, &v.Lane6, v.N6)
 		}
@@ -80,7 +92,7 @@ type transmit struct{ w *graph.Worker }
 
 func (s transmit) Run(*graph.Vector) { s.w.Flush() }
 
-// rewrite4 handles the IPv4 lane by runs of one adjacency. Packets that do not fit go to
+// rewrite4 handles the IPv4 lane by runs of one adjacency, for lanes that are inRuns. Packets that do not fit go to
 // v.Odd. It reports whether any goes out by the interface that it came in by, and
 // whether any frame's Ethernet header changes length.
 func rewrite4(w *graph.Worker, v *graph.Vector) (back, tagged bool) {
@@ -92,10 +104,6 @@ func rewrite4(w *graph.Worker, v *graph.Vector) (back, tagged bool) {
 		a := &adjs[cur]
 		q := w.Tx[a.Port&(graph.MaxPorts-1)]
 		qn, by := q.N, uint64(0)
-		if qn == 0 {
-			w.Dirty[w.ND&(graph.MaxPorts-1)] = a.Port
-			w.ND++
-		}
 		mtu, rw0, rw1 := a.MTU, a.RW0, a.RW4
 		for ; j < n; j++ {
 			i := v.Lane4[uint8(j)]
@@ -117,11 +125,14 @@ func rewrite4(w *graph.Worker, v *graph.Vector) (back, tagged bool) {
 			qn++
 		}
 		k := uint64(qn - q.N)
+		if q.N == 0 && k != 0 {
+			w.Dirty[w.ND&(graph.MaxPorts-1)] = a.Port
+			w.ND++
+		}
 		by += uint64(a.L2) * k
 		c := &w.C.Tx[a.Iface&(graph.MaxIfaces-1)]
 		c.Packets += k
 		c.Bytes += by
-		q.Bytes += by
 		q.N = qn
 		owed |= uint32(a.Flags) & ((uint32(a.Iface^v.From) - 1) >> 31)
 		moved |= a.L2 ^ 14 | a.Flags&graph.AdjMulticast
@@ -140,10 +151,6 @@ func rewrite6(w *graph.Worker, v *graph.Vector) (back, tagged bool) {
 		a := &adjs[cur]
 		q := w.Tx[a.Port&(graph.MaxPorts-1)]
 		qn, by := q.N, uint64(0)
-		if qn == 0 {
-			w.Dirty[w.ND&(graph.MaxPorts-1)] = a.Port
-			w.ND++
-		}
 		mtu, rw0, rw1 := a.MTU, a.RW0, a.RW6
 		for ; j < n; j++ {
 			i := v.Lane6[uint8(j)]
@@ -165,17 +172,114 @@ func rewrite6(w *graph.Worker, v *graph.Vector) (back, tagged bool) {
 			qn++
 		}
 		k := uint64(qn - q.N)
+		if q.N == 0 && k != 0 {
+			w.Dirty[w.ND&(graph.MaxPorts-1)] = a.Port
+			w.ND++
+		}
 		by += uint64(a.L2) * k
 		c := &w.C.Tx[a.Iface&(graph.MaxIfaces-1)]
 		c.Packets += k
 		c.Bytes += by
-		q.Bytes += by
 		q.N = qn
 		owed |= uint32(a.Flags) & ((uint32(a.Iface^v.From) - 1) >> 31)
 		moved |= a.L2 ^ 14 | a.Flags&graph.AdjMulticast
 	}
 	v.NOdd = odd
 	return owed&graph.AdjRedirect != 0, moved != 0 || v.Moved
+}
+
+// inRuns reports whether packets that follow each other in a lane mostly go to the same neighbour, as a few of them
+// show. The frames are right either way: by runs is 8 clocks a packet faster with one neighbour, and 9 slower with many.
+func inRuns(v *graph.Vector, lane *[graph.VectorSize]uint8, n int) bool {
+	same, step := 0, n/8
+	if step < 2 {
+		return true
+	}
+	for k, j := 0, 0; k < 8; k, j = k+1, j+step {
+		same += b2i(v.Adj[lane[uint8(j)]] == v.Adj[lane[uint8(j+1)]])
+	}
+	return same >= 6
+}
+
+// These hold for the one load of collect.
+const (
+	_ = -(unsafe.Offsetof(graph.Adj{}.Iface) - unsafe.Offsetof(graph.Adj{}.Port) ^ 2)
+	_ = -(unsafe.Offsetof(graph.Adj{}.MTU) - unsafe.Offsetof(graph.Adj{}.Port) ^ 4)
+	_ = -(unsafe.Offsetof(graph.Adj{}.L2) - unsafe.Offsetof(graph.Adj{}.Port) ^ 6)
+	_ = -(unsafe.Offsetof(graph.Adj{}.Flags) - unsafe.Offsetof(graph.Adj{}.Port) ^ 7)
+)
+
+// heads4 and collect are rewrite4 for neighbours in no order: packet by packet, without a branch that depends on which
+// neighbour it is. Each run of rewrite4 ends in a mispredicted branch; here counts go through memory instead.
+func heads4(w *graph.Worker, v *graph.Vector) {
+	base, n, odd := w.Base, v.N4, 0
+	adjs := (*[graph.MaxAdjs]graph.Adj)(w.Tables.Adjs)
+	for j := 0; j < n; j++ {
+		i := v.Lane4[uint8(j)]
+		a := &adjs[v.Adj[i]]
+		if v.Len[i] > a.MTU {
+			v.Odd[uint8(odd)] = i
+			odd++
+			continue
+		}
+		p := unsafe.Add(base, v.L3[i])
+		*(*uint64)(unsafe.Add(p, -14)) = a.RW0
+		*(*uint64)(unsafe.Add(p, -8)) = a.RW4
+		ttlDown(p)
+	}
+	v.NOdd = odd
+}
+
+// heads6 is heads4 for the IPv6 lane.
+func heads6(w *graph.Worker, v *graph.Vector) {
+	base, n, odd := w.Base, v.N6, 0
+	adjs := (*[graph.MaxAdjs]graph.Adj)(w.Tables.Adjs)
+	for j := 0; j < n; j++ {
+		i := v.Lane6[uint8(j)]
+		a := &adjs[v.Adj[i]]
+		if v.Len[i] > a.MTU {
+			v.Odd[uint8(odd)] = i
+			odd++
+			continue
+		}
+		p := unsafe.Add(base, v.L3[i])
+		*(*uint64)(unsafe.Add(p, -14)) = a.RW0
+		*(*uint64)(unsafe.Add(p, -8)) = a.RW6
+		*(*uint8)(unsafe.Add(p, 7))--
+	}
+	v.NOdd = odd
+}
+
+// collect puts the packets of a lane that fit into the TxBufs of their ports.
+func collect(w *graph.Worker, v *graph.Vector, lane *[graph.VectorSize]uint8, n int) (back, tagged bool) {
+	adjs := (*[graph.MaxAdjs]graph.Adj)(w.Tables.Adjs)
+	tx := &w.C.Tx
+	owed, moved, from := uint64(0), uint64(0), v.From
+	for j := 0; j < n; j++ {
+		i := lane[uint8(j)]
+		x := *(*uint64)(unsafe.Pointer(&adjs[v.Adj[i]].Port)) // and Iface, MTU, L2, Flags
+		moved |= x ^ 14<<48
+		l, flags := uint64(v.Len[i]), x
+		if uint16(x>>16) != from {
+			flags = 0
+		}
+		owed |= flags
+		if l > x>>32&0xffff {
+			continue
+		}
+		q := w.Tx[x&(graph.MaxPorts-1)]
+		k := q.N
+		if k == 0 {
+			w.Dirty[w.ND&(graph.MaxPorts-1)] = uint16(x)
+			w.ND++
+		}
+		q.Buf[uint8(k)] = v.Idx[i]
+		q.N = k + 1
+		c := &tx[x>>16&(graph.MaxIfaces-1)]
+		c.Packets++
+		c.Bytes += l + x>>48&0xff
+	}
+	return owed>>56&graph.AdjRedirect != 0, moved&(0xff<<48|graph.AdjMulticast<<56) != 0 || v.Moved
 }
 
 // ttlDown decrements an IPv4 TTL and mends the checksum (RFC 1624): both stand in

@@ -35,10 +35,9 @@ type Worker struct {
 
 // TxBuf collects what a round sends to one port.
 type TxBuf struct {
-	N     int
-	Bytes uint64
-	Q     pmd.Queue
-	Kind  TxKind
+	N    int
+	Q    pmd.Queue
+	Kind TxKind
 	// Segments is the longest chain that the port transmits, 0 for any.
 	Segments int
 	Buf      [VectorSize]uint32
@@ -130,7 +129,7 @@ func (w *Worker) Flush() {
 			w.C.Exit[why] += uint64(b.N - n)
 			w.Cache.Free(b.Buf[n:b.N])
 		}
-		b.N, b.Bytes = 0, 0
+		b.N = 0
 	}
 	w.ND = 0
 }
@@ -148,7 +147,6 @@ func (w *Worker) Send(port uint16, idx uint32) {
 	}
 	b.Buf[b.N] = idx
 	b.N++
-	b.Bytes += uint64(packet.At(idx).PktLen)
 }
 
 // Discard drops a packet that is no longer on the road, for a reason of kind Drop.
