@@ -1,9 +1,7 @@
 package bench
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
@@ -122,32 +120,4 @@ func TestJitter(t *testing.T) {
 	has(t, r, "gap_p999_us", "idle", "churn")
 	has(t, r, "latency_p50_us", "wake")
 	has(t, r, "cpu_percent", "idle-cpu/busy")
-}
-
-func TestReport(t *testing.T) {
-	r := NewReport("x")
-	r.Add("a/b", "ns", "ns", false, []float64{3, 1, 2})
-	r.Add("a/c", "pps", "packets/s", true, []float64{3e6, 1e6, 2e6})
-	if v, ok := r.Value("a/b", "ns"); !ok || v != 1 || r.Results[0].Median != 2 {
-		t.Errorf("%+v", r.Results)
-	}
-	if v, _ := r.Value("a/c", "pps"); v != 3e6 {
-		t.Errorf("%+v", r.Results)
-	}
-	file := t.TempDir() + "/r.json"
-	if err := r.WriteJSON(file); err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var back Report
-	if err := json.Unmarshal(b, &back); err != nil || back.Schema != 1 || len(back.Results) != 2 || back.Machine.Cores < 1 {
-		t.Errorf("%v: %s", err, b)
-	}
-	var text bytes.Buffer
-	if err := r.WriteText(&text); err != nil || !strings.Contains(text.String(), "3.00 M") {
-		t.Errorf("%v: %s", err, text.String())
-	}
 }

@@ -5,7 +5,12 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"millrace/bench/result"
 )
+
+// Report is what all benches give: see package result.
+type Report = result.Report
 
 // Add adds `millrace bench` to the root command.
 func Add(root *cobra.Command) {

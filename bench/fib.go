@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"millrace/bench/bgp"
+	"millrace/bench/result"
 	"millrace/internal/clock"
 	"millrace/internal/mem"
 )
@@ -158,8 +160,8 @@ func FIB(o FIBOptions) (*Report, error) {
 	if o.Note == nil {
 		o.Note = func(string, ...any) {}
 	}
-	rep := NewReport("fib")
-	rep.source(o.Source)
+	rep := result.New("fib")
+	rep.Source(o.Source)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer prefer()()
@@ -344,14 +346,7 @@ func (f *fibFamily[A]) hosts() error {
 
 // measure lets the contenders look up each trace in turn, round by round.
 func (f *fibFamily[A]) measure(es []entrant[A], ts []fibTrace, variant string, polluted bool) error {
-	type job struct {
-		e     entrant[A]
-		name  string
-		dst   []A
-		dirty bool
-		runs  []float64
-	}
-	var jobs []*job
+	var jobs []*result.Job
 	for _, t := range ts {
 		dst, err := mem.Of[A](f.trace)
 		if err != nil {
@@ -364,35 +359,39 @@ func (f *fibFamily[A]) measure(es []entrant[A], ts []fibTrace, variant string, p
 		}
 		for _, e := range es {
 			if n := e.name(f.name, t.name+variant); match(n, f.o.Filter) {
-				jobs = append(jobs, &job{e: e, name: n, dst: dst})
+				jobs = append(jobs, &result.Job{Name: n, Measure: func() (float64, error) { return clean(e.t, dst), nil }})
 			}
 			if n := e.name(f.name, t.name+"/polluted"); polluted && match(n, f.o.Filter) {
-				jobs = append(jobs, &job{e: e, name: n, dst: dst[:f.trace/8], dirty: true})
+				part := dst[:f.trace/8]
+				jobs = append(jobs, &result.Job{Name: n, Measure: func() (float64, error) { return f.polluted(e.t, part), nil }})
 			}
 		}
 	}
-	for run := range f.o.Runs {
-		for _, j := range jobs {
-			j.e.t.Pass(j.dst) // warms the caches
-			if j.dirty {
-				j.runs = append(j.runs, f.polluted(j.e.t, j.dst))
-				continue
-			}
-			t := threadTime()
-			j.e.t.Pass(j.dst)
-			j.runs = append(j.runs, float64(len(j.dst))/(threadTime()-t).Seconds())
-		}
-		f.report(run, f.o.Runs)
+	if err := f.turns(f.o.Runs).Run(context.Background(), jobs); err != nil {
+		return err
 	}
 	for _, j := range jobs {
-		f.add(j.name, "lookups_per_second", "lookups/s", true, j.runs)
+		f.add(j.Name, "lookups_per_second", "lookups/s", true, j.Values)
 	}
 	return nil
+}
+
+func (f *fibFamily[A]) turns(rounds int) result.Turns {
+	return result.Turns{Rounds: rounds, Report: f.o.Report, Note: f.rep.Note}
+}
+
+// clean is the rate of lookups after a pass that warms the caches.
+func clean[A bgp.Addr](t fibTable[A], dst []A) float64 {
+	t.Pass(dst)
+	begin := threadTime()
+	t.Pass(dst)
+	return float64(len(dst)) / (threadTime() - begin).Seconds()
 }
 
 // polluted is the rate of lookups without the time that the packets between them take. Batches that took
 // four times the median were interrupted: they do not count, for any contender.
 func (f *fibFamily[A]) polluted(t fibTable[A], dst []A) float64 {
+	t.Pass(dst) // warms the caches
 	ticks := make([]uint64, len(dst)/fibBatch)
 	t.Polluted(dst, f.ring, ticks)
 	slices.Sort(ticks)

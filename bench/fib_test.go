@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"bytes"
 	"slices"
 	"strings"
 	"testing"
@@ -66,24 +65,4 @@ type wrong struct{ fibTable[uint32] }
 func (w wrong) Find(dst []uint32, out []uint16) {
 	w.fibTable.Find(dst, out)
 	out[len(out)/2]++
-}
-
-func TestRatios(t *testing.T) {
-	r := NewReport("x")
-	r.Add("a/b", "ops_per_second", "ops/s", true, []float64{300})
-	r.Add("a/b@peer", "ops_per_second", "ops/s", true, []float64{100})
-	r.Add("a/b", "ns", "ns", false, []float64{10})
-	r.Add("a/b@peer", "ns", "ns", false, []float64{25})
-	r.Add("a/c@peer", "ns", "ns", false, []float64{25})
-	var want []float64
-	for i := range r.Results {
-		want = append(want, r.ratio(&r.Results[i]))
-	}
-	if !slices.Equal(want, []float64{0, 3, 0, 2.5, 0}) {
-		t.Errorf("%v", want)
-	}
-	var b bytes.Buffer
-	if err := r.WriteText(&b); err != nil || !strings.Contains(b.String(), "3.00 x") || !strings.Contains(b.String(), "2.50 x") {
-		t.Errorf("%v:\n%s", err, b.String())
-	}
 }

@@ -1,13 +1,14 @@
 package bench
 
 import (
-	"fmt"
+	"context"
 	"math/rand/v2"
 	"runtime"
 	"sync/atomic"
 	"time"
 
 	"millrace/bench/bgp"
+	"millrace/bench/result"
 	"millrace/internal/mem"
 )
 
@@ -96,44 +97,39 @@ func (f *fibFamily[A]) changes() error {
 	}
 	defer mem.Free(dst)
 	bgp.Trace(dst, bgp.Prefixes(f.table, rand.New(rand.NewPCG(7, 8))))
-	type job struct {
-		e     entrant[A]
-		u     fibUpdater[A]
-		wall  []float64
-		cpu   []float64
-		reads []float64
-	}
-	var jobs []*job
+	var jobs []*result.Job
+	var done []func()
+	var same []entrant[A]
 	for _, e := range es {
+		n := e.name(f.name, "updates")
 		u, ok := e.t.(fibUpdater[A])
-		if !ok || !match(e.name(f.name, "updates"), f.o.Filter) {
+		if !ok || !match(n, f.o.Filter) {
 			continue
 		}
 		if p, ok := e.t.(interface{ Prepare([]bgp.Route[A]) }); ok {
 			p.Prepare(routes)
 		}
-		jobs = append(jobs, &job{e: e, u: u})
-	}
-	for run := range f.o.Runs {
-		for _, j := range jobs {
-			p := part(day, run, f.o.Runs)
-			wall, cpu, reads, err := beside(func(stop *uint32) int { return j.u.Poll(dst, stop) }, func() error { return j.u.Update(p) })
-			if err != nil {
-				return fmt.Errorf("%s: %w", j.e.name(f.name, "updates"), err)
-			}
-			j.wall = append(j.wall, float64(len(p))/wall)
-			j.cpu = append(j.cpu, float64(len(p))/cpu)
-			j.reads = append(j.reads, reads)
+		var cpus, lookups []float64
+		j := &result.Job{Name: n}
+		j.Measure = func() (float64, error) {
+			p := part(day, len(j.Values), f.o.Runs)
+			wall, cpu, reads, err := beside(func(stop *uint32) int { return u.Poll(dst, stop) }, func() error { return u.Update(p) })
+			cpus, lookups = append(cpus, float64(len(p))/cpu), append(lookups, reads)
+			return float64(len(p)) / wall, err
 		}
-		f.report(run, f.o.Runs)
+		jobs = append(jobs, j)
+		done = append(done, func() {
+			f.add(n, "updates_per_second", "updates/s", true, j.Values)
+			f.add(n, "updates_per_cpu_second", "updates/s", true, cpus)
+			f.add(n, "lookups_beside_per_second", "lookups/s", true, lookups)
+		})
+		same = append(same, e)
 	}
-	var same []entrant[A]
-	for _, j := range jobs {
-		n := j.e.name(f.name, "updates")
-		f.add(n, "updates_per_second", "updates/s", true, j.wall)
-		f.add(n, "updates_per_cpu_second", "updates/s", true, j.cpu)
-		f.add(n, "lookups_beside_per_second", "lookups/s", true, j.reads)
-		same = append(same, j.e)
+	if err := f.turns(f.o.Runs).Run(context.Background(), jobs); err != nil {
+		return err
+	}
+	for _, d := range done {
+		d()
 	}
 	return f.agree(same, dst)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"millrace/bench/result"
 	"millrace/fib"
 	"millrace/internal/clock"
 	"millrace/internal/epoch"
@@ -98,7 +99,7 @@ func Jitter(ctx context.Context, o JitterOptions) (*Report, error) {
 	confine(all[:len(all)-1]) // the last is the worker's
 	defer confine(all)
 	defer prefer()()
-	rep := NewReport("jitter")
+	rep := result.New("jitter")
 	steps, done := 4*o.Runs, 0
 	step := func() {
 		if done++; o.Report != nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"millrace/bench/result"
 	"millrace/packet"
 	"millrace/pmd"
 	"millrace/pmd/mem"
@@ -50,13 +51,8 @@ func Ports(ctx context.Context, o PortsOptions) (*Report, error) {
 		return nil, err
 	}
 	defer prefer()()
-	rep := NewReport("ports")
-	type job struct {
-		name    string
-		measure func() (float64, error)
-		rates   []float64
-	}
-	var jobs []*job
+	rep := result.New("ports")
+	var jobs []*result.Job
 	var veths []*chain
 	if os.Geteuid() != 0 {
 		o.Note("not root: only ports in memory; as root also AF_XDP, AF_PACKET and the kernel over veth pairs")
@@ -70,7 +66,7 @@ func Ports(ctx context.Context, o PortsOptions) (*Report, error) {
 				return nil, fmt.Errorf("bench ports: %s: %w", c.name, err)
 			}
 			veths = append(veths, c)
-			jobs = append(jobs, &job{name: c.name, measure: func() (float64, error) { return c.measure(ctx, warmUp, o.Window) }})
+			jobs = append(jobs, &result.Job{Name: c.name, Measure: func() (float64, error) { return c.measure(ctx, warmUp, o.Window) }})
 		}
 	}
 	if strings.Contains("memif", o.Filter) {
@@ -79,28 +75,19 @@ func Ports(ctx context.Context, o PortsOptions) (*Report, error) {
 			return nil, fmt.Errorf("bench ports: memif: %w", err)
 		}
 		defer m.close()
-		jobs = append(jobs, &job{name: "memif", measure: func() (float64, error) { return m.measure(warmUp, o.Window) }})
+		jobs = append(jobs, &result.Job{Name: "memif", Measure: func() (float64, error) { return m.measure(warmUp, o.Window) }})
 	}
 	if strings.Contains("mem", o.Filter) {
-		jobs = append(jobs, &job{name: "mem", measure: func() (float64, error) { return measureMem(genCPU, fwdCPU, warmUp, o.Window) }})
+		jobs = append(jobs, &result.Job{Name: "mem", Measure: func() (float64, error) { return measureMem(genCPU, fwdCPU, warmUp, o.Window) }})
 	}
 	if len(jobs) == 0 {
 		return nil, fmt.Errorf("bench ports: no case contains %q", o.Filter)
 	}
-	for r := range o.Rounds {
-		for _, j := range jobs {
-			v, err := j.measure()
-			if err != nil {
-				return nil, fmt.Errorf("bench ports: %s: %w", j.name, err)
-			}
-			j.rates = append(j.rates, v)
-		}
-		if o.Report != nil {
-			o.Report(r+1, o.Rounds)
-		}
+	if err := (result.Turns{Rounds: o.Rounds, Report: o.Report, Note: rep.Note}).Run(ctx, jobs); err != nil {
+		return nil, fmt.Errorf("bench ports: %w", err)
 	}
 	for _, j := range jobs {
-		rep.Add(j.name, "packets_per_second", "packets/s", true, j.rates)
+		rep.Add(j.Name, "packets_per_second", "packets/s", true, j.Values)
 	}
 	for _, c := range veths {
 		b, err := c.books(ctx)

@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"millrace/bench/lab"
+	"millrace/bench/result"
 	"millrace/control/api"
 	v1 "millrace/control/api/v1"
 )
@@ -240,7 +241,7 @@ func (b *books) check() (text string, err error) {
 	return text, err
 }
 
-func count(n uint64) string { return strings.ReplaceAll(number(float64(n)), " ", "") }
+func count(n uint64) string { return strings.ReplaceAll(result.Number(float64(n)), " ", "") }
 
 // close takes the chain down.
 func (c *chain) close() {

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -8,6 +9,7 @@ import (
 	"runtime/debug"
 
 	"millrace/bench/bgp"
+	"millrace/bench/result"
 	"millrace/fib"
 	"millrace/fib/mcast"
 	"millrace/internal/clock"
@@ -56,7 +58,7 @@ func (f *fullTables) get(family string) (t []netip.Prefix, err error) {
 	}
 	if f.have == nil {
 		f.have = map[string][]netip.Prefix{}
-		f.rep.source(f.source)
+		f.rep.Source(f.source)
 	}
 	f.have[family] = t
 	f.rep.Data = append(f.rep.Data, fmt.Sprintf("%s: %d routes, %s", family, len(t), from))
@@ -384,7 +386,7 @@ func Road(o RoadOptions) (*Report, error) {
 	if o.Runs == 0 {
 		o.Runs = 9
 	}
-	rep := NewReport("road")
+	rep := result.New("road")
 	tables := fullTables{files: o.Data, rep: rep, source: o.Source}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -413,17 +415,10 @@ func Road(o RoadOptions) (*Report, error) {
 		return nil, fmt.Errorf("bench road: no case contains %q", o.Filter)
 	}
 	runtime.GC()
-	// The cases take turns, so that a disturbance of the machine hits them all.
-	clocks := make([][]float64, len(beds))
-	for run := range o.Runs + 1 {
-		for i, b := range beds {
-			if v := b.measure(); run > 0 { // the first warms up
-				clocks[i] = append(clocks[i], v)
-			}
-		}
-		if o.Report != nil {
-			o.Report(run, o.Runs)
-		}
+	jobs := result.Jobs(len(beds), func(i int) string { return beds[i].c.name }, func(i int) float64 { return beds[i].measure() })
+	turns := result.Turns{Rounds: o.Runs, WarmUp: true, Report: o.Report, Note: rep.Note}
+	if err := turns.Run(context.Background(), jobs); err != nil {
+		return nil, fmt.Errorf("bench road: %w", err)
 	}
 	ghz := float64(clock.Hz()) / 1e9
 	for i, b := range beds {
@@ -431,8 +426,8 @@ func Road(o RoadOptions) (*Report, error) {
 			b.overhead(rep, o.Runs)
 			continue
 		}
-		rep.Add(b.c.name, "clocks_per_packet", "clocks", false, clocks[i])
-		rep.Add(b.c.name, "ns_per_packet", "ns", false, scale(clocks[i], 1/ghz))
+		rep.Add(b.c.name, "clocks_per_packet", "clocks", false, jobs[i].Values)
+		rep.Add(b.c.name, "ns_per_packet", "ns", false, scale(jobs[i].Values, 1/ghz))
 		if b.c.stages {
 			b.stages(rep, o.Runs)
 		}

@@ -1,7 +1,8 @@
-package bench
+package result
 
 import "runtime/debug"
 
+// buildSetting is what the binary was built with.
 func buildSetting(key string) string {
 	if i, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range i.Settings {
