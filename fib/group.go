@@ -95,17 +95,19 @@ func (f *FIB) enter(s *hopset) {
 	}
 }
 
-// leads finds or makes the set that a route leads to. As in Linux, no MTU is too small for IPv6.
+// leads finds or makes the set that a route leads to. An MTU that is less than every link must have counts as that. Linux
+// takes such routes literally, and by one of IPv6 nothing larger passes at all: hosts send packets of 1280 bytes whatever they are told.
 func (f *FIB) leads(r *Route) *hopset {
-	hops := r.NextHops
+	hops, least := r.NextHops, minMTU
 	if r.Prefix.Addr().Is6() {
-		small := func(h NextHop) bool { return h.MTU > 0 && h.MTU < minMTU6 }
-		if slices.ContainsFunc(hops, small) {
-			hops = slices.Clone(hops)
-			for i := range hops {
-				if small(hops[i]) {
-					hops[i].MTU = minMTU6
-				}
+		least = minMTU6
+	}
+	small := func(h NextHop) bool { return h.MTU > 0 && h.MTU < least }
+	if slices.ContainsFunc(hops, small) {
+		hops = slices.Clone(hops)
+		for i := range hops {
+			if small(hops[i]) {
+				hops[i].MTU = least
 			}
 		}
 	}

@@ -17,7 +17,7 @@ type NextHop struct {
 	Via    netip.Addr
 	Iface  uint16
 	Weight int // share of the flows among several next hops; 0 counts as 1
-	MTU    int // of the path by this next hop; 0, or more than the interface's, for the interface's. Less than 1280 is 1280 for IPv6
+	MTU    int // of the path by this next hop; 0, or more than the interface's, for the interface's; less than 68 (IPv4) or 1280 (IPv6) counts as that
 }
 
 // RouteType says what becomes of packets.
@@ -141,8 +141,8 @@ func (r *Route) check() error {
 			return invalid(r.Prefix, "interface %d does not exist", h.Iface)
 		case h.Weight < 0 || h.Weight > maxWeight:
 			return invalid(r.Prefix, "weight %d is not in 0 to %d", h.Weight, maxWeight)
-		case h.MTU < 0 || h.MTU > 0 && h.MTU < minMTU:
-			return invalid(r.Prefix, "an MTU of %d is less than the least of IPv4, %d", h.MTU, minMTU)
+		case h.MTU < 0:
+			return invalid(r.Prefix, "an MTU of %d", h.MTU)
 		case h.Via.Is4() && !r.Prefix.Addr().Is4():
 			return invalid(r.Prefix, "an IPv6 route has no IPv4 next hop (%v)", h.Via)
 		case h.Via.IsUnspecified() || h.Via.IsMulticast():

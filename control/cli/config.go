@@ -221,7 +221,7 @@ while it is on. ` + "`millrace show stages`" + ` shows the result.`,
 func (a *app) setRoute() *cobra.Command {
 	sub := func(verb, short string, do func(context.Context, *v1.Route) error) *cobra.Command {
 		return &cobra.Command{
-			Use: verb + " [TYPE] PREFIX [via ADDR] [dev NAME] [metric N] [nexthop via ADDR [dev NAME] [weight N]]...", Short: short,
+			Use: verb + " [TYPE] PREFIX [via ADDR] [dev NAME] [table N|NAME] [metric N] [mtu N] [nexthop via ADDR [dev NAME] [weight N]]...", Short: short,
 			DisableFlagsInUseLine: true,
 			RunE: func(c *cobra.Command, words []string) error {
 				r, err := parseRoute(words, verb != "del")
@@ -244,9 +244,10 @@ func (a *app) setRoute() *cobra.Command {
 		Example: `  millrace set route add 198.51.100.0/24 via 192.0.2.9
   millrace set route replace 2001:db8:9::/48 via fe80::1 dev eth0 metric 5
   millrace set route add 10.0.0.0/8 nexthop via 192.0.2.9 weight 2 nexthop via 192.0.2.10
+  millrace set route add 0.0.0.0/0 via 192.0.2.9 table blue mtu 1400
   millrace set route add blackhole 192.168.0.0/16
   millrace set route del 198.51.100.0/24`,
-	}, sub("add", "Add a route", add(false)), sub("replace", "Add a route in place of one of the same prefix and metric", add(true)),
+	}, sub("add", "Add a route", add(false)), sub("replace", "Add a route in place of one of the same table, prefix and metric", add(true)),
 		sub("del", "Delete a route", func(ctx context.Context, r *v1.Route) error {
 			_, err := a.dial().DelRoute(ctx, &v1.DelRouteRequest{Route: r})
 			return err

@@ -59,15 +59,10 @@ func parseFlow(words []string) (*v1.ExplainRequest, error) {
 		case "mark":
 			err = number(32, &q.Mark)
 		case "table":
-			switch val {
-			case "main":
-				q.Table = 254
-			case "local":
-				q.Table = 255
-			case "default":
-				q.Table = 253
-			default:
-				err = number(32, &q.Table)
+			if n, perr := strconv.ParseUint(val, 0, 32); perr == nil && n != 0 {
+				q.Table = uint32(n)
+			} else {
+				q.TableName = val
 			}
 		default:
 			err = usage("%q: behind the address come from, iif, ipproto, sport, dport, flowlabel, tos, mark and table", w)

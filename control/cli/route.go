@@ -11,7 +11,7 @@ import (
 	"millrace/control/config"
 )
 
-var routeTypes = []string{"unicast", "blackhole", "unreachable", "prohibit"}
+var routeTypes = []string{"unicast", "blackhole", "unreachable", "prohibit", "throw"}
 
 // parseRoute reads a route in the words of `ip route`. A complete one has a type and a
 // way to go; otherwise what is not said stays empty.
@@ -86,8 +86,25 @@ func parseRoute(words []string, complete bool) (*v1.Route, error) {
 				return nil, fmt.Errorf("metric %q: not a number", val)
 			}
 			r.Metric = uint32(n)
+		case "table":
+			if n, err := strconv.ParseUint(val, 0, 32); err != nil {
+				r.TableName = val
+			} else if n == 0 {
+				return nil, errors.New("table 0: tables count from 1; `table main` is the one without a name")
+			} else {
+				r.Table = uint32(n)
+			}
+		case "mtu":
+			if val == "lock" && len(words) > 0 { // forwarded packets never change a route's MTU
+				val, words = words[0], words[1:]
+			}
+			n, err := strconv.ParseUint(val, 10, 16)
+			if err != nil || n == 0 {
+				return nil, fmt.Errorf("mtu %q: a number of bytes, up to 65535", val)
+			}
+			r.Mtu = uint32(n)
 		default:
-			return nil, fmt.Errorf("%q: after the prefix come via, dev, metric, nexthop and weight", w)
+			return nil, fmt.Errorf("%q: after the prefix come via, dev, table, metric, mtu, nexthop and weight", w)
 		}
 	}
 	r.Prefix = to.String()

@@ -13,6 +13,7 @@ import (
 
 	"millrace/control/api"
 	v1 "millrace/control/api/v1"
+	"millrace/control/rule"
 )
 
 func (a *app) show() *cobra.Command {
@@ -235,6 +236,7 @@ exit code is 1 if there is no route.`,
 		Example: `  millrace show routes 198.51.100.7
   millrace show routes 198.51.100.7 from 192.0.2.2 iif eth0 ipproto tcp sport 40000 dport 443
   millrace show routes 2001:db8::/32
+  millrace show routes --table blue
   millrace show routes -6 --source config`,
 	}, func(ctx context.Context, b api.Backend, words []string) (*v1.Routes, error) {
 		if len(words) == 1 {
@@ -273,6 +275,9 @@ exit code is 1 if there is no route.`,
 			}
 			return list(c, words)
 		}
+		if r.Table != "" {
+			words = append(words, "table", r.Table)
+		}
 		q, err := parseFlow(words)
 		if err != nil {
 			return err
@@ -293,6 +298,7 @@ exit code is 1 if there is no route.`,
 	}
 	c.Flags().Uint32Var(&r.Limit, "limit", 1000, "show at most so many; 0 for all")
 	c.Flags().StringVar(&r.Source, "source", "", "only those from kernel, config, api, connected, fpm or file")
+	c.Flags().StringVar(&r.Table, "table", "", "only those of a table, also unused ones: a number, main, local, default, or a VRF's name")
 	oneFamily(c, &r.Family)
 	return c
 }
@@ -322,14 +328,17 @@ func printRoute(w io.Writer, r *v1.Route) {
 	if one {
 		s += hopWords(r.NextHops[0])
 	}
+	if r.Table != 0 && r.Table != rule.Main {
+		s += " table " + rule.TableName(r.Table)
+	}
 	if r.Protocol != "" {
 		s += " proto " + r.Protocol
 	}
 	if r.Metric != 0 {
 		s += fmt.Sprintf(" metric %d", r.Metric)
 	}
-	if r.Table != 0 && r.Table != 254 {
-		s += fmt.Sprintf(" table %d", r.Table)
+	if r.Mtu != 0 {
+		s += fmt.Sprintf(" mtu %d", r.Mtu)
 	}
 	s += " from " + dash(r.Source)
 	if r.Stale {

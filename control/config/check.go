@@ -297,10 +297,7 @@ func (k *checker) route(r *Route, key string) {
 	if _, err := k.c.TableOf(r.Table); err != nil {
 		k.fail(key+".table", "%s", err)
 	}
-	k.between(r.MTU, key+".mtu", 68, 65535)
-	if r.MTU != 0 && r.MTU < 1280 && r.To.Addr().Is6() {
-		k.fail(key+".mtu", "IPv6 needs an MTU of at least 1280")
-	}
+	k.between(r.MTU, key+".mtu", 1, 65535)
 	if r.Type != "" && r.Type != "unicast" {
 		if r.MTU != 0 {
 			k.fail(key+".mtu", "a route of type %s has no path", r.Type)

@@ -14,6 +14,7 @@ import (
 	v1 "millrace/control/api/v1"
 	"millrace/control/config"
 	"millrace/control/kernel"
+	"millrace/control/rule"
 	"millrace/fib"
 	"millrace/internal/clock"
 	"millrace/pipeline"
@@ -217,6 +218,9 @@ func (r *Router) ListRoutes(_ context.Context, q *v1.ListRoutesRequest) (*v1.Rou
 		}
 	}
 	if q.Address != "" {
+		if q.Table != "" {
+			return nil, fmt.Errorf("%w: address and table: ask Explain for the way in one table", api.ErrInvalid)
+		}
 		a, err := netip.ParseAddr(q.Address)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %q is not an IP address", api.ErrInvalid, q.Address)
@@ -225,6 +229,12 @@ func (r *Router) ListRoutes(_ context.Context, q *v1.ListRoutesRequest) (*v1.Rou
 			out.Routes, out.Total = []*v1.Route{r.showRoute(&x.Route, mac, a)}, 1
 		}
 		return out, nil
+	}
+	table := uint32(0)
+	if q.Table != "" {
+		if table, err = r.tableNamed(q.Table); err != nil {
+			return nil, err
+		}
 	}
 	var in netip.Prefix
 	if q.Prefix != "" {
@@ -239,8 +249,9 @@ func (r *Router) ListRoutes(_ context.Context, q *v1.ListRoutesRequest) (*v1.Rou
 	}
 	for _, x := range r.fib.Routes() {
 		switch {
-		case !x.Active && q.Source != fib.SourceFPM.String() && q.Source != fib.SourceFile.String(),
+		case !x.Active && table == 0 && q.Source != fib.SourceFPM.String() && q.Source != fib.SourceFile.String(),
 			q.Family == "ipv4" && !x.Prefix.Addr().Is4(), q.Family == "ipv6" && x.Prefix.Addr().Is4(),
+			table != 0 && table != cmp.Or(x.Table, kernel.TableMain),
 			in.IsValid() && (in.Bits() > x.Prefix.Bits() || !in.Contains(x.Prefix.Addr())),
 			q.Source != "" && q.Source != r.sourceOf(&x.Route):
 			continue
@@ -265,6 +276,7 @@ func (r *Router) showRoute(x *fib.Route, mac map[neighKey]pmd.MAC, to netip.Addr
 	}
 	r.sourceRoute(x, o)
 	for _, h := range x.NextHops {
+		o.Mtu = uint32(h.MTU)
 		n := &v1.NextHop{Weight: uint32(max(1, h.Weight))}
 		if i := r.ifaces[h.Iface]; i != nil {
 			n.Port = i.name
@@ -418,13 +430,14 @@ func (r *Router) AddRoute(_ context.Context, q *v1.AddRouteRequest) (*v1.AddRout
 		return nil, err
 	}
 	defer unlock()
-	table, err := r.cfg.TableOf(c.Table)
+	table, err := r.tableAsked(q.Route)
 	if err != nil {
-		return nil, fmt.Errorf("%w: table: %w", api.ErrInvalid, err)
+		return nil, err
 	}
+	c.Table = fmt.Sprint(table)
 	k := fib.Key{Table: fibTable(table), Prefix: c.To, Source: fib.SourceAPI, Metric: c.Metric}
 	if _, there := r.apiRoutes[k]; there && !q.Replace {
-		return nil, fmt.Errorf("%w: a route to %s with metric %d; use replace", api.ErrExists, c.To, c.Metric)
+		return nil, fmt.Errorf("%w: a route to %s with metric %d in table %s; use replace", api.ErrExists, c.To, c.Metric, rule.TableName(table))
 	}
 	x, err := r.resolve(&c, fib.SourceAPI)
 	if err != nil {
@@ -452,19 +465,57 @@ func (r *Router) DelRoute(_ context.Context, q *v1.DelRouteRequest) (*v1.DelRout
 		return nil, err
 	}
 	defer unlock()
+	table, err := r.tableAsked(q.Route)
+	if err != nil {
+		return nil, err
+	}
 	out := &v1.DelRouteResponse{}
+	elsewhere := ""
 	for k, c := range r.apiRoutes {
-		if k.Prefix != to || q.Route.Metric != 0 && k.Metric != q.Route.Metric || !sameHops(q.Route.NextHops, c) {
+		if k.Prefix == to && k.Table != fibTable(table) {
+			elsewhere = fmt.Sprintf("; there is one in table %s", rule.TableName(cmp.Or(k.Table, kernel.TableMain)))
+		}
+		if k.Prefix != to || k.Table != fibTable(table) || q.Route.Metric != 0 && k.Metric != q.Route.Metric || !sameHops(q.Route.NextHops, c) {
 			continue
 		}
 		delete(r.apiRoutes, k)
 		out.Deleted++
 	}
 	if out.Deleted == 0 {
-		return nil, fmt.Errorf("%w: no such route of the API to %s", api.ErrNotFound, to)
+		return nil, fmt.Errorf("%w: no such route of the API to %s in table %s%s", api.ErrNotFound, to, rule.TableName(table), elsewhere)
 	}
 	r.syncStatic()
 	return out, nil
+}
+
+// tableAsked is the table that a request's route is for.
+func (r *Router) tableAsked(q *v1.Route) (uint32, error) {
+	if q.TableName != "" {
+		return r.tableNamed(q.TableName)
+	}
+	return cmp.Or(q.Table, kernel.TableMain), nil
+}
+
+// tableNamed is the number of a table of the configuration or of a VRF of the kernel.
+func (r *Router) tableNamed(s string) (uint32, error) {
+	t, err := r.cfg.TableOf(s)
+	if err == nil {
+		return t, nil
+	}
+	var vrfs []string
+	for _, v := range r.cfg.VRFs {
+		vrfs = append(vrfs, v.Name)
+	}
+	for _, l := range r.known {
+		if l.Table != 0 && l.Kind == "vrf" {
+			if l.Name == s {
+				return l.Table, nil
+			}
+			vrfs = append(vrfs, l.Name)
+		}
+	}
+	slices.Sort(vrfs)
+	return 0, fmt.Errorf("%w: table %q: a number, main, local, default, or a VRF: %s", api.ErrInvalid, s, cmpOr(strings.Join(slices.Compact(vrfs), ", "), "there is none"))
 }
 
 // sameHops: the next hops asked for, if any, are the route's.
@@ -490,15 +541,19 @@ func routeOf(q *v1.Route) (c config.Route, err error) {
 	if c.To, err = config.ParseDest(q.Prefix); err != nil {
 		return c, fmt.Errorf("%w: %w", api.ErrInvalid, err)
 	}
-	c.Metric, c.Type = q.Metric, q.Type
+	c.Metric, c.Type, c.MTU = q.Metric, q.Type, int(q.Mtu)
 	typ, known := configTypes[q.Type]
 	switch {
 	case !known:
-		return c, fmt.Errorf("%w: type %q: unicast, blackhole, unreachable or prohibit", api.ErrInvalid, q.Type)
+		return c, fmt.Errorf("%w: type %q: unicast, blackhole, unreachable, prohibit or throw", api.ErrInvalid, q.Type)
 	case typ != fib.Unicast && len(q.NextHops) != 0:
 		return c, fmt.Errorf("%w: a route of type %s has no next hops", api.ErrInvalid, q.Type)
 	case typ == fib.Unicast && len(q.NextHops) == 0:
 		return c, fmt.Errorf("%w: a route needs a next hop", api.ErrInvalid)
+	case typ != fib.Unicast && q.Mtu != 0:
+		return c, fmt.Errorf("%w: a route of type %s has no path, and so no mtu", api.ErrInvalid, q.Type)
+	case q.Mtu > 65535:
+		return c, fmt.Errorf("%w: mtu %d: up to 65535 bytes", api.ErrInvalid, q.Mtu)
 	}
 	for _, h := range q.NextHops {
 		if h.Address == "" {

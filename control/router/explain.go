@@ -41,10 +41,16 @@ func (r *Router) Explain(_ context.Context, q *v1.ExplainRequest) (*v1.Explanati
 		}
 		k.In = i.id
 	}
+	table := q.Table
+	if q.TableName != "" {
+		if table, err = r.tableNamed(q.TableName); err != nil {
+			return nil, err
+		}
+	}
 	var d fib.Decided
-	if q.Table != 0 {
-		d.Table = q.Table
-		d.Explained, _ = r.fib.Explain(q.Table, k.FlowKey)
+	if table != 0 {
+		d.Table = table
+		d.Explained, _ = r.fib.Explain(table, k.FlowKey)
 	} else {
 		d = r.fib.Decide(k)
 	}

@@ -370,7 +370,7 @@ func (r *Router) wayOf(k *kernel.Route) way {
 		if i := r.byIndex[h.Index]; i == nil || h.Encap {
 			r.tellForeign(h, k.Dst)
 		} else {
-			w.hops = append(w.hops, fib.NextHop{Via: h.Via, Iface: i.id, Weight: h.Weight, MTU: pathMTU(k.MTU)})
+			w.hops = append(w.hops, fib.NextHop{Via: h.Via, Iface: i.id, Weight: h.Weight, MTU: k.MTU})
 		}
 	}
 	if w.hops == nil {
@@ -378,17 +378,6 @@ func (r *Router) wayOf(k *kernel.Route) way {
 	}
 	return w
 }
-
-// pathMTU is a route's MTU for the FIB: less than any link has is none, as the kernel has it.
-func pathMTU(n int) int {
-	if n < minMTU {
-		return 0
-	}
-	return n
-}
-
-// minMTU is IPv4's least (RFC 791).
-const minMTU = 68
 
 // tellForeign logs once for each link that routes lead to and that Millrace does not have.
 func (r *Router) tellForeign(h kernel.NextHop, dst netip.Prefix) {

@@ -392,38 +392,6 @@ func TestFollow(t *testing.T) {
 	pings(t, l.client, "10.0.2.2", true)
 }
 
-func TestAPIRoutes(t *testing.T) {
-	l := newLab(t)
-	ip(t, l.server, "address add 198.51.100.1/32 dev lo")
-	r := start(t, l.router, twoPorts)
-	ctx := context.Background()
-	q := &v1.Route{Prefix: "198.51.100.0/24", NextHops: []*v1.NextHop{{Address: "10.0.2.2"}}}
-	if _, err := r.AddRoute(ctx, &v1.AddRouteRequest{Route: q}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.AddRoute(ctx, &v1.AddRouteRequest{Route: q}); err == nil {
-		t.Error("added twice")
-	}
-	ping(t, l.client, "198.51.100.1", 2)
-	x, err := r.ListRoutes(ctx, &v1.ListRoutesRequest{Source: "api"})
-	if err != nil || x.Total != 1 || x.Routes[0].NextHops[0].Port != "r1" {
-		t.Errorf("routes %v, %v", x, err)
-	}
-	for _, bad := range []*v1.Route{nil, {}, {Prefix: "10.0.0.1/8"}, {Prefix: "10.0.0.0/8"}, {Prefix: "10.0.0.0/8", Type: "odd"},
-		{Prefix: "10.0.0.0/8", NextHops: []*v1.NextHop{{Address: "172.16.0.1"}}}, {Prefix: "10.0.0.0/8", NextHops: []*v1.NextHop{{Port: "eth7"}}}} {
-		if _, err := r.AddRoute(ctx, &v1.AddRouteRequest{Route: bad}); err == nil {
-			t.Errorf("added %v", bad)
-		}
-	}
-	if d, err := r.DelRoute(ctx, &v1.DelRouteRequest{Route: q}); err != nil || d.Deleted != 1 {
-		t.Errorf("deleted %v, %v", d, err)
-	}
-	if _, err := r.DelRoute(ctx, &v1.DelRouteRequest{Route: q}); err == nil {
-		t.Error("deleted twice")
-	}
-	pings(t, l.client, "198.51.100.1", false)
-}
-
 func TestWatch(t *testing.T) {
 	l := newLab(t)
 	r := start(t, l.router, twoPorts)

@@ -31,9 +31,6 @@ type sources struct {
 // maxPrefixes bounds the prefixes of each of the two.
 const maxPrefixes = 4 << 20
 
-// leastMTU is the least path MTU that a route may have (RFC 791); less is none.
-const leastMTU = 68
-
 // newSources is called before anything runs.
 func (r *Router) newSources(ctx context.Context) {
 	r.src.fpm, r.src.files = rib.New(fib.SourceFPM, maxPrefixes), rib.New(fib.SourceFile, maxPrefixes)
@@ -74,10 +71,6 @@ func (r *Router) resolvePath(p *rib.Path) (typ fib.RouteType, hops []fib.NextHop
 	if p.Type != fib.Unicast {
 		return p.Type, nil, true
 	}
-	mtu := p.MTU
-	if mtu < leastMTU {
-		mtu = 0
-	}
 	wait := true
 	for _, h := range p.Hops {
 		var i *iface
@@ -90,7 +83,7 @@ func (r *Router) resolvePath(p *rib.Path) (typ fib.RouteType, hops []fib.NextHop
 			i = r.toward(h.Via, 0)
 		}
 		if i != nil && !h.Encap {
-			hops = append(hops, fib.NextHop{Via: h.Via, Iface: i.id, Weight: h.Weight, MTU: mtu})
+			hops = append(hops, fib.NextHop{Via: h.Via, Iface: i.id, Weight: h.Weight, MTU: p.MTU})
 		}
 	}
 	if len(hops) != 0 {

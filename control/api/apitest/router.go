@@ -231,11 +231,12 @@ func New() *Router {
 			{Name: "tx", Doc: "Hands packets to the ports.", Lane: "any", Calls: 10, Packets: 980},
 			{Name: "neighbour", Doc: "Holds packets until the neighbour's address is known.", Lane: "exits", Exit: true, Held: 2},
 		}},
-		Routes: &v1.Routes{Total: 5, Routes: []*v1.Route{
+		Routes: &v1.Routes{Total: 6, Routes: []*v1.Route{
 			{Prefix: "0.0.0.0/0", Type: "unicast", Metric: 100, Source: "kernel", Protocol: "dhcp", Table: 254, NextHops: []*v1.NextHop{{Address: "192.0.2.254", Port: "eth0", Resolved: true, Mac: "02:00:00:00:00:fe"}}},
 			{Prefix: "10.0.0.0/8", Type: "unicast", Source: "config", NextHops: []*v1.NextHop{{Address: "192.0.2.9", Port: "eth0", Weight: 2}, {Address: "192.0.2.10", Port: "eth0", Resolved: true, Mac: "02:00:00:00:00:10"}}},
 			{Prefix: "192.0.2.0/24", Type: "unicast", Source: "connected", NextHops: []*v1.NextHop{{Port: "eth0"}}},
 			{Prefix: "2001:db8:bad::/48", Type: "blackhole", Source: "api"},
+			{Prefix: "10.9.0.0/16", Type: "unicast", Source: "kernel", Protocol: "static", Metric: 5, Table: 10, Mtu: 1400, NextHops: []*v1.NextHop{{Address: "192.0.2.9", Port: "eth0"}}},
 		}},
 		Mroutes: &v1.Mroutes{Mroutes: []*v1.Mroute{
 			{Group: "239.1.1.1", Source: "192.0.2.9", From: "eth0", To: []*v1.MrouteOut{{Port: "lan1"}, {Port: "eth0.100", Ttl: 16}}, Origin: "kernel", State: "forwarding",

@@ -40,7 +40,9 @@ type ExplainRequest struct {
 	Tos  uint32 `protobuf:"varint,8,opt,name=tos,proto3" json:"tos,omitempty"`
 	Mark uint32 `protobuf:"varint,9,opt,name=mark,proto3" json:"mark,omitempty"`
 	// Look up this table, by the kernel's number, whatever rules say; 0 for not.
-	Table         uint32 `protobuf:"varint,10,opt,name=table,proto3" json:"table,omitempty"`
+	Table uint32 `protobuf:"varint,10,opt,name=table,proto3" json:"table,omitempty"`
+	// The same by name: "main", "local", "default", a VRF, or a number in text.
+	TableName     string `protobuf:"bytes,11,opt,name=table_name,json=tableName,proto3" json:"table_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -143,6 +145,13 @@ func (x *ExplainRequest) GetTable() uint32 {
 		return x.Table
 	}
 	return 0
+}
+
+func (x *ExplainRequest) GetTableName() string {
+	if x != nil {
+		return x.TableName
+	}
+	return ""
 }
 
 type Explanation struct {
@@ -415,7 +424,7 @@ var File_explain_proto protoreflect.FileDescriptor
 
 const file_explain_proto_rawDesc = "" +
 	"\n" +
-	"\rexplain.proto\x12\vmillrace.v1\x1a\frouter.proto\"\xe3\x01\n" +
+	"\rexplain.proto\x12\vmillrace.v1\x1a\frouter.proto\"\x82\x02\n" +
 	"\x0eExplainRequest\x12\x0e\n" +
 	"\x02to\x18\x01 \x01(\tR\x02to\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x10\n" +
@@ -428,7 +437,9 @@ const file_explain_proto_rawDesc = "" +
 	"\x03tos\x18\b \x01(\rR\x03tos\x12\x12\n" +
 	"\x04mark\x18\t \x01(\rR\x04mark\x12\x14\n" +
 	"\x05table\x18\n" +
-	" \x01(\rR\x05table\"\xa8\x03\n" +
+	" \x01(\rR\x05table\x12\x1d\n" +
+	"\n" +
+	"table_name\x18\v \x01(\tR\ttableName\"\xa8\x03\n" +
 	"\vExplanation\x12\x12\n" +
 	"\x04rule\x18\x01 \x01(\tR\x04rule\x12\x12\n" +
 	"\x04pref\x18\x02 \x01(\rR\x04pref\x12\x14\n" +

@@ -792,7 +792,10 @@ type ListRoutesRequest struct {
 	// those that are not in use.
 	Source string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
 	// At most so many routes; 0 for all.
-	Limit         uint32 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	Limit uint32 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Only routes of this table: a number, "main", "local", "default", or the name of a VRF; empty for all. Also those
+	// that are not in use, as all of a table that nothing leads to. Not with address.
+	Table         string `protobuf:"bytes,6,opt,name=table,proto3" json:"table,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -862,6 +865,13 @@ func (x *ListRoutesRequest) GetLimit() uint32 {
 	return 0
 }
 
+func (x *ListRoutesRequest) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
 type Routes struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Routes []*Route               `protobuf:"bytes,1,rep,name=routes,proto3" json:"routes,omitempty"`
@@ -926,7 +936,12 @@ type Route struct {
 	// and table where it is the kernel's.
 	Source   string `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
 	Protocol string `protobuf:"bytes,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	Table    uint32 `protobuf:"varint,7,opt,name=table,proto3" json:"table,omitempty"`
+	// By the kernel's numbers; 0 in requests is main.
+	Table uint32 `protobuf:"varint,7,opt,name=table,proto3" json:"table,omitempty"`
+	// Of the path, in bytes; 0 for the ports'. Less than 68 (IPv4) or 1280 (IPv6) counts as that.
+	Mtu uint32 `protobuf:"varint,8,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	// In requests, in place of the number: "main", "local", "default", the name of a VRF, or a number in text.
+	TableName string `protobuf:"bytes,9,opt,name=table_name,json=tableName,proto3" json:"table_name,omitempty"`
 	// The connection that brought it ended, and it is kept for a while.
 	Stale bool `protobuf:"varint,20,opt,name=stale,proto3" json:"stale,omitempty"`
 	// Not in use, because another route to the prefix goes before.
@@ -1012,6 +1027,20 @@ func (x *Route) GetTable() uint32 {
 		return x.Table
 	}
 	return 0
+}
+
+func (x *Route) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Route) GetTableName() string {
+	if x != nil {
+		return x.TableName
+	}
+	return ""
 }
 
 func (x *Route) GetStale() bool {
@@ -2688,7 +2717,7 @@ func (*RollbackRequest) Descriptor() ([]byte, []int) {
 type AddRouteRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Route *Route                 `protobuf:"bytes,1,opt,name=route,proto3" json:"route,omitempty"`
-	// Take the place of a route of the same prefix and metric; otherwise that is an error.
+	// Take the place of a route of the same table, prefix and metric; otherwise that is an error.
 	Replace       bool `protobuf:"varint,2,opt,name=replace,proto3" json:"replace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2776,7 +2805,7 @@ func (*AddRouteResponse) Descriptor() ([]byte, []int) {
 
 type DelRouteRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Prefix; where next hops or a metric are set they must match too.
+	// Table and prefix; where next hops or a metric are set they must match too.
 	Route         *Route `protobuf:"bytes,1,opt,name=route,proto3" json:"route,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3024,16 +3053,17 @@ const file_router_proto_rawDesc = "" +
 	"\apackets\x18\x06 \x01(\x04R\apackets\x12\x16\n" +
 	"\x06clocks\x18\a \x01(\x04R\x06clocks\x12\x1a\n" +
 	"\bmeasured\x18\b \x01(\x04R\bmeasured\x12\x12\n" +
-	"\x04held\x18\t \x01(\x04R\x04held\"\x8b\x01\n" +
+	"\x04held\x18\t \x01(\x04R\x04held\"\xa1\x01\n" +
 	"\x11ListRoutesRequest\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
 	"\x06prefix\x18\x02 \x01(\tR\x06prefix\x12\x16\n" +
 	"\x06family\x18\x03 \x01(\tR\x06family\x12\x16\n" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12\x14\n" +
-	"\x05limit\x18\x05 \x01(\rR\x05limit\"J\n" +
+	"\x05limit\x18\x05 \x01(\rR\x05limit\x12\x14\n" +
+	"\x05table\x18\x06 \x01(\tR\x05table\"J\n" +
 	"\x06Routes\x12*\n" +
 	"\x06routes\x18\x01 \x03(\v2\x12.millrace.v1.RouteR\x06routes\x12\x14\n" +
-	"\x05total\x18\x02 \x01(\x04R\x05total\"\xf6\x01\n" +
+	"\x05total\x18\x02 \x01(\x04R\x05total\"\xa7\x02\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x121\n" +
@@ -3041,7 +3071,10 @@ const file_router_proto_rawDesc = "" +
 	"\x06metric\x18\x04 \x01(\rR\x06metric\x12\x16\n" +
 	"\x06source\x18\x05 \x01(\tR\x06source\x12\x1a\n" +
 	"\bprotocol\x18\x06 \x01(\tR\bprotocol\x12\x14\n" +
-	"\x05table\x18\a \x01(\rR\x05table\x12\x14\n" +
+	"\x05table\x18\a \x01(\rR\x05table\x12\x10\n" +
+	"\x03mtu\x18\b \x01(\rR\x03mtu\x12\x1d\n" +
+	"\n" +
+	"table_name\x18\t \x01(\tR\ttableName\x12\x14\n" +
 	"\x05stale\x18\x14 \x01(\bR\x05stale\x12\x16\n" +
 	"\x06unused\x18\x15 \x01(\bR\x06unused\"}\n" +
 	"\aNextHop\x12\x18\n" +
