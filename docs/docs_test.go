@@ -261,7 +261,7 @@ func (r *runner) run(c command) {
 		if match(c.want, got, c.loose) {
 			return
 		}
-		if !again || time.Now().After(end) { // also with -rewrite, which would else write what is not yet so
+		if !again || *rewrite && len(c.want) == 0 || time.Now().After(end) { // what is not yet so is not written over what will be
 			break
 		}
 	}
