@@ -62,9 +62,63 @@ var strange4 = func() (t [256]uint8) {
 }()
 
 func (s *check4) Run(v *graph.Vector) {
-	base, n, k, x := s.w.Base, v.N4, 0, 0
+	n := v.N4
+	v.N4, v.NOdd = 0, 0
+	if vector4 {
+		s.sixteens(v, n)
+	} else {
+		s.each(v, 0, n)
+	}
+	if x := v.NOdd; x != 0 {
+		v.NOdd = 0
+		s.odd(v, x)
+	}
+}
+
+// sixteens is each for the n packets of the lane, by plain4 as far as it goes.
+func (s *check4) sixteens(v *graph.Vector, n int) {
+	for j := 0; j < n; {
+		whole := (n - j) &^ 15
+		if whole == 0 {
+			s.each(v, j, n)
+			return
+		}
+		k := v.N4
+		good, mask := plain4(s.w.Base, &v.L3[0], &v.Len[0], &v.Lane4[uint8(j)], &v.Dst4[uint8(k)], whole)
+		if k != j {
+			copy(v.Lane4[k:k+good], v.Lane4[j:j+good])
+		}
+		v.N4 += good
+		j += good
+		if good == whole {
+			continue
+		}
+		if mask == 0 {
+			s.each(v, j, j+16)
+			j += 16
+			continue
+		}
+		k = v.N4
+		for e, dst := j+16, k; j < e; j, dst, mask = j+1, dst+1, mask>>1 {
+			if mask&1 == 0 {
+				v.N4 = k
+				s.each(v, j, j+1)
+				k = v.N4
+				continue
+			}
+			v.Lane4[uint8(k)] = v.Lane4[uint8(j)]
+			v.Dst4[uint8(k)] = v.Dst4[uint8(dst)]
+			k++
+		}
+		v.N4 = k
+	}
+}
+
+// each judges the packets of the lane from the jth to before the nth: good ones go to the end of the first v.N4, others to v.Odd.
+func (s *check4) each(v *graph.Vector, j, n int) {
+	base, k, x := s.w.Base, v.N4, v.NOdd
 	at := &s.back.at
-	for j := 0; j < n; j++ {
+	for ; j < n; j++ {
 		i := v.Lane4[uint8(j)]
 		p := unsafe.Add(base, v.L3[i])
 		w0, w1, w2 := *(*uint64)(p), *(*uint64)(unsafe.Add(p, 8)), *(*uint32)(unsafe.Add(p, 16))
@@ -88,10 +142,7 @@ func (s *check4) Run(v *graph.Vector) {
 		v.Dst4[uint8(k)] = bits.ReverseBytes32(w2)
 		k++
 	}
-	v.N4 = k
-	if x != 0 {
-		s.odd(v, x)
-	}
+	v.N4, v.NOdd = k, x
 }
 
 // sum4 is 0xffff for a good header without options.

@@ -226,6 +226,99 @@ func TestCheck4Random(t *testing.T) {
 	}
 }
 
+// TestCheck4Ways compares sixteens with each: whole vectors, with few and many packets that need a closer look and gaps in the lane.
+func TestCheck4Ways(t *testing.T) {
+	if !vector4 {
+		t.Skip("no AVX-512 here")
+	}
+	r := rig.New(t, 1024)
+	rnd := rand.New(rand.NewPCG(3, 4))
+	for round := range 400 {
+		rare := []int{1 << 20, 200, 40, 5}[round%4]
+		lane := 0
+		for i := range 1 + rnd.IntN(graph.VectorSize) {
+			h := rig.UDP4("203.0.113.5", "198.51.100.9", nil, rnd.IntN(40))
+			for _, k := range []int{1, 4, 5, 6, 7, 9, 13, 14, 15, 16, 17, 18, 19} {
+				h[k] = byte(rnd.Uint32())
+			}
+			h.SetTTL(uint8(2 + rnd.IntN(254)))
+			h[12] = byte(1 + rnd.IntN(126))
+			pad := 0
+			if rnd.IntN(rare) == 0 {
+				switch rnd.IntN(5) {
+				case 0:
+					pad = 1 + rnd.IntN(9)
+				case 1:
+					h[12] = byte(rnd.Uint32())
+				case 2:
+					h.SetTTL(uint8(rnd.IntN(3)))
+				case 3:
+					h.SetTotalLen(h.TotalLen() + rnd.IntN(3) - 1)
+				case 4:
+					h[0] = 0x40 + byte(rnd.IntN(16))
+				}
+			}
+			h[10], h[11] = 0, 0
+			sum := uint32(0)
+			for k := 0; k < 20; k += 2 {
+				sum += uint32(h[k])<<8 | uint32(h[k+1])
+			}
+			sum = sum>>16 + sum&0xffff
+			sum = ^(sum>>16 + sum)
+			h[10], h[11] = byte(sum>>8), byte(sum)
+			if rnd.IntN(rare) == 0 {
+				h[rnd.IntN(20)] ^= 1 << rnd.IntN(8)
+			}
+			r.Add(h, pad)
+			if rnd.IntN(4*rare) != 0 {
+				r.V.Lane4[lane] = uint8(i)
+				lane++
+			}
+		}
+		v := r.V
+		v.NOdd = 0
+		one, two := check4{w: r.W}, check4{w: r.W}
+		v.N4 = 0
+		w := v
+		type cut struct{ pkt, data uint32 }
+		cuts := make([]cut, v.N) // each trims padding: put it back
+		for i := range cuts {
+			m := v.Mbuf(uint8(i))
+			cuts[i] = cut{m.PktLen, uint32(m.DataLen)}
+		}
+		one.each(&v, 0, lane)
+		for i, c := range cuts {
+			m := v.Mbuf(uint8(i))
+			cuts[i] = cut{m.PktLen, uint32(m.DataLen)}
+			m.PktLen, m.DataLen = c.pkt, uint16(c.data)
+		}
+		two.sixteens(&w, lane)
+		if v.N4 != w.N4 || v.NOdd != w.NOdd || v.Len != w.Len || !slices.Equal(v.Lane4[:v.N4], w.Lane4[:v.N4]) ||
+			!slices.Equal(v.Dst4[:v.N4], w.Dst4[:v.N4]) || !slices.Equal(v.Odd[:v.NOdd], w.Odd[:v.NOdd]) ||
+			!slices.Equal(one.back.at[:v.NOdd], two.back.at[:v.NOdd]) {
+			t.Fatalf("round %d: lane of %d: each finds %d good and %d to look at, sixteens %d and %d, or others",
+				round, lane, v.N4, v.NOdd, w.N4, w.NOdd)
+		}
+		for i, c := range cuts {
+			if m := w.Mbuf(uint8(i)); m.PktLen != c.pkt || uint32(m.DataLen) != c.data {
+				t.Fatalf("round %d: position %d: %d bytes behind sixteens, want %d", round, i, m.PktLen, c.pkt)
+			}
+		}
+		r.FreeAll()
+	}
+	// Positions that wrap are not consecutive.
+	for i := range 256 {
+		r.Add(rig.UDP4("203.0.113.5", "198.51.100.9", nil, 26), 0)
+		r.V.Lane4[i] = uint8(i + 248)
+	}
+	s := check4{w: r.W}
+	r.V.N4, r.V.NOdd = 0, 0
+	if s.sixteens(&r.V, 256); r.V.N4 != 256 || r.V.Lane4[8] != 0 {
+		t.Errorf("a lane that wraps: %d good", r.V.N4)
+	}
+	r.FreeAll()
+}
+
 func FuzzCheck4(f *testing.F) {
 	f.Add([]byte(rig.UDP4("203.0.113.5", "198.51.100.9", []byte{68, 12, 5, 1, 0, 0, 0, 0, 0, 0, 0, 0}, 8)))
 	f.Add([]byte(rig.UDP4("203.0.113.5", "198.51.100.9", nil, 8)))
