@@ -33,7 +33,7 @@ type Load struct {
 type Outcome struct {
 	Load
 	Start   time.Time     `json:"start"`
-	Elapsed time.Duration `json:"elapsed_ns"` // from the first frame sent to the last
+	Elapsed time.Duration `json:"elapsed_ns"` // from the first frame sent to the last, and the time of one more
 	Sent    uint64        `json:"sent"`
 	// Received counts each sent frame once. Lost is Sent less Received; it may be counted only
 	// after the bed has waited for the last frames.

@@ -1,0 +1,347 @@
+package gen
+
+import (
+	"math/bits"
+	"unsafe" // packets' data, within the lengths that their headers and mbufs give
+
+	"millrace/packet"
+)
+
+// flow is what a receiver knows of one stream.
+type flow struct {
+	next       uint64 // one more than the highest packet number seen
+	received   uint64
+	duplicated uint64
+	reordered  uint64
+	corrupted  uint64
+	seen       []uint64 // a bit for each of the last packets, a ring; nil where the stream is not expected here
+}
+
+// receiver checks what comes in by one port during a trial.
+type receiver struct {
+	mark  uint32 // first half of a stamp of this trial
+	kinds [256]sumKind
+	at    [256]uint16 // by protocol: where its stamps are behind the start of layer 4, noStamp for nowhere
+	flows []flow
+	hist  hist
+	more  [][2]uint16 // (protocol, place) of stamps that at has no room for
+	raw   []uint16    // places of stamps behind the EtherType, of frames that are not IP
+
+	last      uint64 // ticks of the last stamped frame
+	arrived   uint64 // stamped frames that are received, of all streams
+	corrupted uint64 // all frames with a wrong checksum
+	foreign   uint64
+	plain     uint64 // frames without a stamp, where a stream without stamps is expected
+	unstamped bool   // one is
+}
+
+// sumKind is how a protocol's checksum is verified.
+type sumKind uint8
+
+const (
+	sumNone   sumKind = iota
+	sumPlain          // ICMP
+	sumPseudo         // with the pseudo header
+	sumUDP            // the same, and 0 over IPv4 is no checksum
+)
+
+const noStamp = 0xffff
+
+// verdict on a frame.
+type verdict uint8
+
+const (
+	good    verdict = iota
+	bad             // a checksum is wrong
+	unknown         // no stamp of this trial
+)
+
+func (r *receiver) init(mark uint32, flows int, hz uint64) {
+	r.mark = mark
+	r.flows = make([]flow, flows)
+	r.kinds[packet.ProtoTCP], r.kinds[packet.ProtoUDP] = sumPseudo, sumUDP
+	r.kinds[packet.ProtoICMP], r.kinds[packet.ProtoICMPv6] = sumPlain, sumPseudo
+	for i := range r.at {
+		r.at[i] = noStamp
+	}
+	clear(r.hist.counts[:]) // its pages are touched here, not in the trial
+	r.hist.mult = uint64(1e9 / float64(hz) * (1 << 32))
+}
+
+// expect makes the receiver look for stamps at a place behind layer 4 of a protocol.
+func (r *receiver) expect(proto uint8, place uint16) {
+	if r.at[proto] == noStamp || r.at[proto] == place {
+		r.at[proto] = place
+		return
+	}
+	for _, m := range r.more {
+		if m == [2]uint16{uint16(proto), place} {
+			return
+		}
+	}
+	r.more = append(r.more, [2]uint16{uint16(proto), place})
+}
+
+// take checks the frames of a burst that came in at now. Those that are not of this trial are put to the front of
+// idx; it returns their number. All stay the caller's.
+func (r *receiver) take(idx []uint32, now uint64) (others int) {
+	for i, x := range idx {
+		m := packet.At(x)
+		w, v := r.look(m)
+		if v == unknown {
+			w, v = r.search(m)
+		}
+		if v == good && !r.count(w[0], w[1], now) {
+			v = unknown
+		}
+		switch v {
+		case bad:
+			r.corrupted++
+			if f := r.flow(w[0], w[1]); f != nil {
+				f.corrupted++
+			}
+		case unknown:
+			idx[i], idx[others] = idx[others], x
+			others++
+		}
+	}
+	return others
+}
+
+// flow is the stream that a stamp names, nil for none that is expected here.
+func (r *receiver) flow(w0, w1 uint64) *flow {
+	if id := w1 & 0xffff; uint32(w0) == r.mark && id < uint64(len(r.flows)) && r.flows[id].seen != nil {
+		return &r.flows[id]
+	}
+	return nil
+}
+
+// look finds and verifies the stamp of plain frames: one segment, Ethernet with any number of tags, IP without options or
+// extension headers, not a fragment, the stamp where most frames of the protocol have it. What it does not know is for search.
+func (r *receiver) look(m *packet.Mbuf) (w [2]uint64, v verdict) {
+	n := uintptr(m.DataLen)
+	if uint32(n) != m.PktLen || n < 34 {
+		return w, unknown
+	}
+	d := m.Data()
+	t := *(*uint16)(unsafe.Add(d, 12))
+	off := uintptr(14)
+	for t == tag8100 || t == tag88a8 {
+		if off += 4; off+20 > n {
+			return w, unknown
+		}
+		t = *(*uint16)(unsafe.Add(d, off-2))
+	}
+	h := unsafe.Add(d, off)
+	var s uint64 // pseudo header
+	var proto uint8
+	var l4 unsafe.Pointer
+	var size uintptr // of layer 4
+	switch {
+	case t == type0800 && *(*uint8)(h) == 0x45:
+		total := uintptr(bits.ReverseBytes16(*(*uint16)(unsafe.Add(h, 2))))
+		a, b, c := *(*uint64)(h), *(*uint64)(unsafe.Add(h, 8)), *(*uint32)(unsafe.Add(h, 16))
+		if off+total > n || total < 20 || a>>48&0xff3f != 0 { // flags but DF, and offset, in memory order
+			return w, unknown
+		}
+		if fold16(halves(a)+halves(b)+uint64(c)) != 0xffff {
+			return w, bad
+		}
+		proto = uint8(b >> 8)
+		size = total - 20
+		s = b>>32 + uint64(c) + uint64(proto)<<8
+		l4 = unsafe.Add(h, 20)
+	case t == type86dd && off+40 <= n && *(*uint8)(h)>>4 == 6:
+		size = uintptr(bits.ReverseBytes16(*(*uint16)(unsafe.Add(h, 4))))
+		if off+40+size > n {
+			return w, unknown
+		}
+		proto = *(*uint8)(unsafe.Add(h, 6))
+		for i := uintptr(8); i < 40; i += 8 {
+			s += halves(*(*uint64)(unsafe.Add(h, i)))
+		}
+		s += uint64(proto) << 8
+		l4 = unsafe.Add(h, 40)
+	default:
+		return w, unknown
+	}
+	at := uintptr(r.at[proto])
+	if at+stampLen > size {
+		return w, unknown
+	}
+	st := unsafe.Add(l4, at)
+	w[0], w[1] = *(*uint64)(st), *(*uint64)(unsafe.Add(st, 8))
+	switch r.kinds[proto] {
+	case sumUDP:
+		if t == type0800 && *(*uint16)(unsafe.Add(l4, 6)) == 0 {
+			s = stampSum(w, st)
+			break
+		}
+		s = sum(l4, size, s+uint64(bits.ReverseBytes16(uint16(size))))
+	case sumPseudo:
+		s = sum(l4, size, s+uint64(bits.ReverseBytes16(uint16(size))))
+	case sumPlain:
+		s = sum(l4, size, 0)
+	default:
+		s = stampSum(w, st)
+	}
+	if uint32(w[0]) != r.mark {
+		return w, unknown
+	}
+	if fold16(s) != 0xffff {
+		return w, bad
+	}
+	return w, good
+}
+
+// EtherTypes as they lie in memory.
+const (
+	type0800 = 0x0008
+	type86dd = 0xdd86
+	tag8100  = 0x0081
+	tag88a8  = 0xa888
+)
+
+// stampSum is the sum over the stamp alone.
+func stampSum(w [2]uint64, st unsafe.Pointer) uint64 {
+	return halves(w[0]) + halves(w[1]) + uint64(*(*uint16)(unsafe.Add(st, 16)))
+}
+
+// sum adds n bytes to a sum that is below 2^36; they are at least stampLen.
+func sum(p unsafe.Pointer, n uintptr, s uint64) uint64 {
+	var c uint64
+	for ; n >= 32; n -= 32 {
+		s, c = bits.Add64(s, *(*uint64)(p), 0)
+		s, c = bits.Add64(s, *(*uint64)(unsafe.Add(p, 8)), c)
+		s, c = bits.Add64(s, *(*uint64)(unsafe.Add(p, 16)), c)
+		s, c = bits.Add64(s, *(*uint64)(unsafe.Add(p, 24)), c)
+		s += c
+		p = unsafe.Add(p, 32)
+	}
+	for ; n >= 8; n -= 8 {
+		s, c = bits.Add64(s, *(*uint64)(p), 0)
+		s += c
+		p = unsafe.Add(p, 8)
+	}
+	if n > 0 { // the end of the last 8 bytes, those summed already shifted out
+		s, c = bits.Add64(s, *(*uint64)(unsafe.Add(p, n-8))>>(64-8*n), 0)
+		s += c
+	}
+	return s
+}
+
+// search finds and verifies the stamp of any frame.
+func (r *receiver) search(m *packet.Mbuf) (w [2]uint64, v verdict) {
+	l, ok := parse(m)
+	if !ok {
+		return r.searchRaw(m)
+	}
+	if l.bad {
+		return w, bad
+	}
+	if place := r.at[l.proto]; place != noStamp {
+		if w, v = r.try(m, &l, int(place)); v != unknown {
+			return w, v
+		}
+	}
+	for _, x := range r.more {
+		if uint8(x[0]) == l.proto {
+			if w, v = r.try(m, &l, int(x[1])); v != unknown {
+				return w, v
+			}
+		}
+	}
+	if s, ok := l.verify(m, r.kinds[l.proto]); ok && s != 0xffff {
+		return w, bad
+	}
+	return w, unknown
+}
+
+// searchRaw finds the stamp of a frame that is not IP.
+func (r *receiver) searchRaw(m *packet.Mbuf) (w [2]uint64, v verdict) {
+	off, _, ok := ether(m, 0)
+	if !ok {
+		return w, unknown
+	}
+	l := layers{l4: off, size: int(m.PktLen) - off}
+	for _, place := range r.raw {
+		if w, v = r.try(m, &l, int(place)); v != unknown {
+			return w, v
+		}
+	}
+	return w, unknown
+}
+
+// try looks for a stamp at a place behind the start of layer 4.
+func (r *receiver) try(m *packet.Mbuf, l *layers, place int) (w [2]uint64, v verdict) {
+	var tmp [stampLen]byte
+	if place+stampLen > l.size {
+		return w, unknown
+	}
+	b := m.View(l.l4+place, stampLen, tmp[:])
+	if b == nil {
+		return w, unknown
+	}
+	st := unsafe.Pointer(unsafe.SliceData(b))
+	w[0], w[1] = *(*uint64)(st), *(*uint64)(unsafe.Add(st, 8))
+	if uint32(w[0]) != r.mark {
+		return w, unknown
+	}
+	if s, ok := l.verify(m, r.kinds[l.proto]); ok && s != 0xffff || !ok && fold16(stampSum(w, st)) != 0xffff {
+		return w, bad
+	}
+	return w, good
+}
+
+// count enters a stamped frame in its stream's books; false where the stream is not expected here.
+func (r *receiver) count(w0, w1, now uint64) bool {
+	id := w1 & 0xffff
+	if id >= uint64(len(r.flows)) {
+		return false
+	}
+	f := &r.flows[id]
+	mask := uint64(len(f.seen)) - 1
+	if mask == ^uint64(0) {
+		return false
+	}
+	ahead := int64(int32(uint32(w0>>32) - uint32(f.next)))
+	n := f.next + uint64(ahead)
+	word, bit := n>>6, uint64(1)<<(n&63)
+	switch {
+	case ahead == 0 && n&63 != 0:
+		f.seen[word&mask] |= bit
+		f.next = n + 1
+	case ahead >= 0:
+		f.skip(word)
+		f.seen[word&mask] |= bit
+		f.next = n + 1
+	default:
+		if int64(n) < 0 || (f.next-1)>>6-word > mask || f.seen[word&mask]&bit != 0 {
+			f.duplicated++
+			return true
+		}
+		f.seen[word&mask] |= bit
+		f.reordered++
+	}
+	f.received++
+	r.arrived++
+	r.last = now
+	late := (now - w1>>16) & timeMask
+	if late > timeMask/2 { // two processors' counters differ a little
+		late = 0
+	}
+	r.hist.add(late)
+	return true
+}
+
+// skip clears the words of the ring that follow that of the last packet, up to word.
+func (f *flow) skip(word uint64) {
+	size := uint64(len(f.seen))
+	from := (f.next + 63) >> 6 // the word of packet next, if that is its first; the one behind otherwise
+	if word >= from+size {
+		from = word - size + 1
+	}
+	for w := from; w <= word; w++ {
+		f.seen[w&(size-1)] = 0
+	}
+}
