@@ -99,14 +99,16 @@ func (s *SelfTestResult) At(size int) *Ceiling {
 
 // MLRResult is the Search Result of RFC 9971 for one frame size: a Goal Result for each goal.
 type MLRResult struct {
-	Size     int          `json:"size,omitempty"`
-	Max      float64      `json:"max_fps"` // Max Load
-	Min      float64      `json:"min_fps"` // Min Load
-	Goals    []GoalResult `json:"goals"`
-	Loads    []LoadPoint  `json:"loads"` // every load that was tried, by rate
-	Ceiling  *Ceiling     `json:"ceiling,omitempty"`
-	Trials   int          `json:"trials"`
-	Warnings []string     `json:"warnings,omitempty"`
+	Size  int          `json:"size,omitempty"`
+	Max   float64      `json:"max_fps"` // Max Load
+	Min   float64      `json:"min_fps"` // Min Load
+	Goals []GoalResult `json:"goals"`
+	Loads []LoadPoint  `json:"loads"` // every load that was tried, by rate
+	// Parts has latency and loss at parts of the first goal's lower bound, where MLR.Parts asked for them.
+	Parts    []LatencyPoint `json:"parts,omitempty"`
+	Ceiling  *Ceiling       `json:"ceiling,omitempty"`
+	Trials   int            `json:"trials"`
+	Warnings []string       `json:"warnings,omitempty"`
 }
 
 // Goal by name; nil where there is none.
@@ -173,7 +175,7 @@ type Throughput struct {
 	Limited    Limited `json:"limited_by"`
 }
 
-// LatencyPoint is the latency (26.2) at a part of the throughput.
+// LatencyPoint is the latency (26.2) at a part of the throughput (RFC 2544) or of the NDR (MLRsearch).
 type LatencyPoint struct {
 	Part    float64   `json:"part_of_throughput"`
 	Rate    Rate      `json:"rate"`
