@@ -211,12 +211,12 @@ func (d *DUT) Try(ctx context.Context, l trial.Load) (*trial.Outcome, error) {
 func (d *DUT) hard() bool { return d.Soft == 0 && d.Constant == 0 && len(d.Windows) == 0 }
 
 func (d *DUT) delays(r *rand.Rand, rate, c float64) *hdrhistogram.Histogram {
-	h := hdrhistogram.New(1, int64(10*time.Second), 3)
+	h := hdrhistogram.New(1, int64(time.Second), 2)
 	queue := 50.0 // of service times, when full
 	if c > 0 && rate < c {
 		queue = min(queue, 1/(1-rate/c))
 	}
-	for range 1000 {
+	for range 200 {
 		h.RecordValue(int64(float64(d.Delay) * (1 + 0.02*queue*r.ExpFloat64())))
 	}
 	return h
