@@ -111,6 +111,17 @@ func (f *FIB) Verify(tell func(Fault)) (v Verified) {
 			tell(Fault{"group", fmt.Sprintf("%d (%s)", s.group, describe(s)), want, have})
 		}
 	}
+	for i, n := range f.mcast {
+		have := uint32(f.t.Multicast[i])
+		if up := n != 0 && f.ifs[i].up; up != (have != 0) {
+			tell(Fault{"adjacency", fmt.Sprintf("of multicast on interface %d", i), fmt.Sprint("there: ", up), fmt.Sprint("number ", have)})
+		} else if have != 0 {
+			v.Adjacencies++
+			if want, is := f.multicastAdj(uint16(i)), f.t.Adjs[have]; want != is {
+				tell(Fault{"adjacency", fmt.Sprintf("%d (multicast on interface %d)", have, i), fmt.Sprintf("%+v", want), fmt.Sprintf("%+v", is)})
+			}
+		}
+	}
 	for _, h := range f.hops {
 		for _, w := range h.ways {
 			if w.adj == 0 {

@@ -47,12 +47,17 @@ func (f *FIB) renewMulticast(iface uint16) error {
 	}
 	a, err := f.take(f.adjs)
 	if err == nil {
-		x := f.build(&way{hop: &hop{key: hopKey{iface: iface}}})
-		x.Flags = x.Flags&^graph.AdjRedirect | graph.AdjMulticast
-		f.t.Adjs[a] = x
+		f.t.Adjs[a] = f.multicastAdj(iface)
 	}
 	f.setMulticast(iface, uint16(a))
 	return err
+}
+
+// multicastAdj is the interface's multicast adjacency as it should be.
+func (f *FIB) multicastAdj(iface uint16) graph.Adj {
+	x := f.build(&way{hop: &hop{key: hopKey{iface: iface}}})
+	x.Flags = x.Flags&^graph.AdjRedirect | graph.AdjMulticast
+	return x
 }
 
 // setMulticast publishes the interface's adjacency and retires the one before.

@@ -15,6 +15,8 @@ type Dump struct {
 	Addrs  []Addr
 	Neighs []Neigh // those whose link-layer address can be used
 	Rules  []rule.Rule
+	// Mroutes are the multicast routes of both families' default tables.
+	Mroutes []Mroute
 	// Unsettled: something changed each time that the kernel was asked.
 	Unsettled bool
 }
@@ -63,6 +65,7 @@ func (r *Dumper) Read(tables []uint32, routes func([]Route), again func()) (*Dum
 		func() (err error) { d.Neighs, err = readNeighs(s); return err },
 		func() (err error) { x.objects, err = readObjects(s); return err },
 		func() (err error) { d.Rules, err = readRules(s); return err },
+		func() (err error) { d.Mroutes, err = readMroutes(s); return err },
 	} {
 		if err := steady(read); err != nil {
 			return nil, err

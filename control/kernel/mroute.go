@@ -144,20 +144,32 @@ func (f *MrouteFollower) resync() error {
 	for k := range f.have {
 		next[k] = nil
 	}
-	for _, family := range []byte{familyMroute4, familyMroute6} {
-		body := make([]byte, unix.SizeofRtMsg)
-		body[0] = family
-		err := f.dumps.dump(unix.RTM_GETROUTE, body, func(m message) {
-			if r, ok := parseMroute(m.body); ok && m.typ == unix.RTM_NEWROUTE {
-				next[r.MrouteKey] = &r
-			}
-		})
-		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without
-			return err
-		}
+	all, err := readMroutes(f.dumps)
+	if err != nil {
+		return err
+	}
+	for i := range all {
+		next[all[i].MrouteKey] = &all[i]
 	}
 	f.tell(next)
 	return nil
+}
+
+// readMroutes dumps the multicast routes of both families.
+func readMroutes(s *socket) (all []Mroute, err error) {
+	for _, family := range []byte{familyMroute4, familyMroute6} {
+		body := make([]byte, unix.SizeofRtMsg)
+		body[0] = family
+		err := s.dump(unix.RTM_GETROUTE, body, func(m message) {
+			if r, ok := parseMroute(m.body); ok && m.typ == unix.RTM_NEWROUTE {
+				all = append(all, r)
+			}
+		})
+		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without
+			return nil, err
+		}
+	}
+	return all, nil
 }
 
 func (f *MrouteFollower) tell(next map[MrouteKey]*Mroute) {

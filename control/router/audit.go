@@ -207,6 +207,7 @@ func (a *auditor) pass() (*findings, error) {
 	}
 	a.static(s, routes)
 	a.sources(s, routes)
+	a.mroutes(s)
 	v := a.r.fib.Verify(func(f fib.Fault) { s.fault(f.What, f.Name, "fib", f.Want, f.Have, "") })
 	s.rep.TableEntries, s.rep.Groups = uint64(v.Entries), uint64(v.Groups)
 	return s, nil
@@ -284,6 +285,7 @@ func (a *auditor) kernel(s *findings, routes *fib.RouteAudit) error {
 	a.links(s, d.Links)
 	a.addresses(s, d.Addrs)
 	a.neighbours(s, d.Neighs)
+	a.kernelMroutes(s, d.Mroutes)
 	return nil
 }
 

@@ -264,12 +264,7 @@ func (t *Table) Set(r Route) error {
 		return err
 	}
 	r.Out = slices.Clone(r.Out)
-	e := &entry{key: r.Key.hot(), in: r.In, out: r.Out, route: r, since: time.Now()}
-	for f, on := range map[uint8]bool{fKernel: r.Kernel, fLocal: r.Local, fBoundary: r.Boundary, fHost: r.Host} {
-		if on {
-			e.flags |= f
-		}
-	}
+	e := &entry{key: r.Key.hot(), in: r.In, out: r.Out, route: r, flags: r.flags(), since: time.Now()}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i, o := range r.Out {

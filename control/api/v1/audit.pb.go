@@ -206,7 +206,7 @@ func (x *AuditReport) GetUnsettled() bool {
 
 type Difference struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "route", "rule", "address", "neighbour", "link", "entry" of a lookup table, "group".
+	// "route", "rule", "address", "neighbour", "link", "mroute", "entry" of a lookup table, "group".
 	What string `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
 	// Its name: a prefix, an address.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
