@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,11 +14,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
 	"millrace/bench/lab"
+	"millrace/bench/live"
 	"millrace/bench/result"
 	"millrace/control/api"
 	v1 "millrace/control/api/v1"
@@ -34,10 +34,8 @@ type chain struct {
 
 	*lab.Line
 	genCPU, fwdCPU int
-	frame          []byte
-	gen            *ebpf.Program
-	sent, got      counter
-	sink           link.Link
+	gen            *live.Flood
+	sink           *live.Sink
 
 	dir string
 	cmd *exec.Cmd
@@ -84,12 +82,13 @@ func (c *chain) open(ctx context.Context, genCPU, fwdCPU int) (err error) {
 	}, c.setup...)...); err != nil {
 		return err
 	}
-	c.frame = generated([6]byte(in.HardwareAddr), frameSize)
-	if c.gen, c.sent, err = generator(c.frame, client.Index); err != nil {
+	src, dst := netip.MustParseAddr(lab.Client4), netip.MustParseAddr("198.18.0.0")
+	frame := live.NewFrame([6]byte(in.HardwareAddr), frameSize, src.As16(), dst.As16(), false)
+	if c.gen, err = live.NewFlood(frame, client.Index); err != nil {
 		return err
 	}
 	if err = c.Server.In(func() (err error) {
-		c.sink, c.got, err = attachSink(c.frame, sink.Index)
+		c.sink, err = live.NewSink(frame, sink.Index)
 		return err
 	}); err != nil {
 		return err
@@ -143,8 +142,8 @@ func (c *chain) flood(stop *atomic.Bool) error {
 			return err
 		}
 		for !stop.Load() {
-			if err := generate(c.gen, c.frame, liveRun); err != nil {
-				return fmt.Errorf("generator: %w", err)
+			if err := c.gen.Run(live.RunLength); err != nil {
+				return err
 			}
 		}
 		return nil
@@ -157,10 +156,10 @@ func (c *chain) measure(ctx context.Context, warm, window time.Duration) (rate f
 	done := make(chan error, 1)
 	go func() { done <- c.flood(&stop) }()
 	sleep(ctx, warm)
-	n0, err0 := c.got.read()
+	n0, err0 := c.sink.Got.Read()
 	t0 := time.Now()
 	sleep(ctx, window)
-	n1, err1 := c.got.read()
+	n1, err1 := c.sink.Got.Read()
 	d := time.Since(t0)
 	stop.Store(true)
 	err = errors.Join(<-done, err0, err1, ctx.Err())
@@ -186,12 +185,12 @@ func (c *chain) books(ctx context.Context) (b books, err error) {
 	for last := uint64(1); b.got != last && err == nil; {
 		last = b.got
 		sleep(ctx, 50*time.Millisecond)
-		b.got, err = c.got.read()
+		b.got, err = c.sink.Got.Read()
 	}
 	if err != nil {
 		return b, err
 	}
-	if b.sent, err = c.sent.read(); err != nil {
+	if b.sent, err = c.gen.Sent.Read(); err != nil {
 		return b, err
 	}
 	if err = c.Router.In(func() error {
@@ -247,11 +246,9 @@ func count(n uint64) string { return strings.ReplaceAll(result.Number(float64(n)
 func (c *chain) close() {
 	if c.gen != nil {
 		c.gen.Close()
-		c.sent.Close()
 	}
 	if c.sink != nil {
 		c.sink.Close()
-		c.got.Close()
 	}
 	if c.api != nil {
 		c.api.Close()
