@@ -33,9 +33,26 @@ type Stage struct {
 	// On, where set, switches the stage: while it is false workers leave the stage out of their road, so that it
 	// costs nothing. They look once a round.
 	On *atomic.Bool
+	// Prices are ways of asking for the stage whose costs are measured (`millrace bench overhead`).
+	Prices []Price
 	// Trace tells what the stage did to a packet that stayed on the road, in words; ""
 	// where there is nothing to tell.
 	Trace func(t *Look) string
+}
+
+// Price is a way of asking for what a stage does, of the router and of the Linux kernel, so that its cost can be measured in
+// both. In it, packets go to 198.19.0.0/16 and 2001:2:0:8000::/49 by neighbours of the port r0, and come in again by r1;
+// they come from 198.18.0.0/16 and 2001:2::/49, which are routed to r1.
+type Price struct {
+	Name string // feature/variant, "rpf/strict"
+	Doc  string // one line
+	// Config is YAML that is laid over the router's configuration: members of lists are the same where their name, to or address is.
+	Config string
+	// Kernel are commands in the network namespace of a kernel that forwards the same packets from r0 to r1; none
+	// where it has no such thing.
+	Kernel []string
+	// Kernel6 are those for IPv6, where they differ.
+	Kernel6 []string
 }
 
 // Runner is a worker's instance of a stage. Run is called once for each vector with
