@@ -21,6 +21,7 @@ import (
 type Entry struct {
 	Schema  int            `json:"schema"`
 	Search  string         `json:"search"`
+	Bed     string         `json:"bed"`
 	Phase   string         `json:"phase"`
 	Attempt int            `json:"attempt,omitempty"`
 	Outcome *trial.Outcome `json:"outcome"`

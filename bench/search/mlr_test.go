@@ -153,8 +153,9 @@ func TestNoise(t *testing.T) {
 // Upper Bound") is that no load that was measured at or below the Relevant Lower Bound failed, and that bounds stand within
 // the width: the search may not come back with a load above a failure that it saw.
 func TestNonMonotonic(t *testing.T) {
-	below := 0
+	below, lowered := 0, 0
 	n := seeds(t)
+	parts := []float64{0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
 	for seed := range n {
 		d := &sim.DUT{Seed: seed, Wire: tenGig}
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -187,6 +188,28 @@ func TestNonMonotonic(t *testing.T) {
 		if ndr, pdr := res.Goals[0], res.Goals[1]; ndr.Lower.FPS > pdr.Lower.FPS {
 			t.Errorf("seed %d: NDR %v above PDR %v", seed, ndr.Lower.FPS, pdr.Lower.FPS)
 		}
+		// With parts, the load at each of them passes too.
+		whole, err := (&search.MLR{Sizes: []int{64}, Parts: parts}).Run(context.Background(), &sim.DUT{Seed: seed, Wire: tenGig,
+			Capacity: d.Capacity, Windows: d.Windows}, search.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ndr := whole.MLR[0].Goals[0]
+		if !ndr.Regular || len(whole.MLR[0].Parts) != len(parts) {
+			t.Fatalf("seed %d: %+v", seed, ndr)
+		}
+		for _, p := range whole.MLR[0].Parts {
+			if p.Loss > 0 || d.Ratio(p.Rate.FPS, 64, time.Second) > 1e-6 {
+				t.Errorf("seed %d: there is loss at %v of the NDR", seed, p.Part)
+			}
+		}
+		if ndr.Lower.FPS < res.Goals[0].Lower.FPS {
+			lowered++
+		}
+	}
+	t.Logf("parts lowered the NDR in %d of %d searches", lowered, n)
+	if lowered < int(n)/4 {
+		t.Error("parts do not find windows")
 	}
 	t.Logf("a window below the capacity was found in %d of %d results", below, 2*n)
 	if below == 0 {
@@ -324,9 +347,19 @@ func TestResume(t *testing.T) {
 		whole.Rewind()
 		_, err = (&search.MLR{Sizes: []int{128}}).Run(context.Background(), dut(), search.Options{Journal: whole})
 		if !errors.Is(err, search.ErrJournal) {
-			t.Errorf("a journal of another search: %v", err)
+			t.Errorf("a journal of another size: %v", err)
 		} else if seed == 0 {
 			t.Log(err)
+		}
+		whole.Rewind()
+		d := dut()
+		d.Label = "another"
+		if _, err := m.Run(context.Background(), d, search.Options{Journal: whole}); !errors.Is(err, search.ErrJournal) {
+			t.Errorf("a journal of another bed: %v", err)
+		}
+		whole.Rewind()
+		if _, err := m.Run(context.Background(), dut(), search.Options{Journal: whole, Retries: -1}); !errors.Is(err, search.ErrJournal) {
+			t.Errorf("a journal of a search with retries: %v", err)
 		}
 	}
 }

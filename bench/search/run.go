@@ -232,6 +232,10 @@ func (r *run) entry(ctx context.Context, phase string, l trial.Load, attempt int
 			return nil, err
 		}
 		r.live = e == nil
+		if e != nil && (e.Search != r.res.Search || e.Bed != r.res.Bed || e.Attempt != attempt) {
+			return nil, fmt.Errorf("%w: its trial %d is of %s on %s, attempt %d; this is %s on %s, attempt %d", ErrJournal,
+				r.res.Trials+1, e.Search, e.Bed, e.Attempt+1, r.res.Search, r.res.Bed, attempt+1)
+		}
 		ev.Replayed = e != nil
 	}
 	r.emit(ev)
@@ -240,7 +244,7 @@ func (r *run) entry(ctx context.Context, phase string, l trial.Load, attempt int
 		if e, err = make(); err != nil {
 			return nil, err
 		}
-		e.Schema, e.Search, e.Phase, e.Attempt = Schema, r.res.Search, phase, attempt
+		e.Schema, e.Search, e.Bed, e.Phase, e.Attempt = Schema, r.res.Search, r.res.Bed, phase, attempt
 		e.Outcome.Load = l
 		r.check(e.Outcome, e.Recovery)
 		if r.o.Journal != nil {
