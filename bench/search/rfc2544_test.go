@@ -225,6 +225,9 @@ func TestSelfTest(t *testing.T) {
 			slices.ContainsFunc(r.Warnings, func(s string) bool { return strings.Contains(s, "ceiling") || strings.Contains(s, "generator's limit") }) != c.near {
 			t.Errorf("capacity %v: %+v, %+v %q", c.capacity, g, r.Throughput, r.Warnings)
 		}
+		if r.Max != st.At(64).Rate.FPS {
+			t.Errorf("the highest rate is %v, above the ceiling %v", r.Max, st.At(64).Rate.FPS)
+		}
 		if r.Ceiling == nil || r.BackToBack.Invalid == "" {
 			t.Errorf("bursts at the line rate of a generator that cannot: %+v", r.BackToBack)
 		}
