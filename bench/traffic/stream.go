@@ -9,6 +9,10 @@ type Profile struct {
 	Name    string
 	Streams []Stream
 	Replays []Replay
+
+	text    []byte // of which it was compiled, for At
+	env     Env
+	scripts bool // some streams are conversations
 }
 
 // Side is the side of the thing under test on which a stream enters.
