@@ -44,8 +44,13 @@ func (s *classify) Run(v *graph.Vector) {
 	mac := w.Tables.Ifaces[v.From&(graph.MaxIfaces-1)].MAC
 	idx := v.Idx[:n]
 	packet.Prefetch(idx[:min(prefetchAhead, n)])
-	bytes := uint64(0)
-	for c := 0; c < n; {
+	bytes, c := uint64(0), 0
+	if whole := n &^ 15; vectors && whole != 0 {
+		packet.Prefetch(idx[max(whole, min(prefetchAhead, n)):])
+		v.N4, v.N6, v.NOdd, bytes = demux16(w.Base, mac, &v.Idx[0], &v.L3[0], &v.Len[0], &v.Lane4[0], &v.Lane6[0], &v.Odd[0], whole, prefetchAhead)
+		c = whole
+	}
+	for c < n {
 		e := min(c+prefetchAhead, n)
 		if e < n {
 			packet.Prefetch(idx[e:min(e+prefetchAhead, n)])
