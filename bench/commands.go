@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"millrace/bench/report"
 	"millrace/bench/result"
 )
 
@@ -22,6 +23,7 @@ ratios within a run, not across machines or days. Every bench writes a table, an
 --json FILE (- for standard output) the same as JSON.`,
 	}
 	c.AddCommand(roadCommand(), fibCommand(), portsCommand(), jitterCommand(), peerCommand())
+	c.AddCommand(report.CompareCommand(), report.ReportCommand(), report.HistoryCommand())
 	root.AddCommand(c)
 }
 

@@ -72,6 +72,9 @@ func no(format string, args ...any) error {
 	return &exitError{ExitNo, fmt.Errorf(format, args...)}
 }
 
+// No is an error with the code ExitNo, for commands of Options.Add.
+func No(format string, args ...any) error { return no(format, args...) }
+
 func usage(format string, args ...any) error {
 	return &exitError{ExitUsage, fmt.Errorf(format, args...)}
 }
