@@ -84,28 +84,99 @@ func (r *receiver) expect(proto uint8, place uint16) {
 
 // take checks the frames of a burst that came in at now. Those that are not of this trial are put to the front of
 // idx; it returns their number. All stay the caller's.
+//
+// Frames that were made in one burst and come in one have equal second words of the stamp: such a run of one stream
+// without gap, duplicate or reordering is counted at once.
 func (r *receiver) take(idx []uint32, now uint64) (others int) {
+	var run, w, next uint64 // frames of the run, their second word, the number that follows (32 bits)
 	for i, x := range idx {
 		m := packet.At(x)
-		w, v := r.look(m)
-		if v == unknown {
-			w, v = r.search(m)
-		}
-		if v == good && !r.count(w[0], w[1], now) {
+		w0, w1, v := r.look(m)
+		if v == good {
+			if w1 == w && w0>>32 == next && run > 0 {
+				next = uint64(uint32(next + 1))
+				run++
+				continue
+			}
+			r.count(w, next, run, now)
+			w, next, run = 0, 0, 0
+			if f := r.flow(w0, w1); f != nil {
+				if uint32(f.next) == uint32(w0>>32) {
+					w, next, run = w1, uint64(uint32(w0>>32)+1), 1
+				} else {
+					r.odd(f, w0, w1, now)
+				}
+				continue
+			}
 			v = unknown
+		} else {
+			r.count(w, next, run, now)
+			run = 0
+			if v == unknown {
+				w0, w1, v = r.search(m)
+			}
 		}
-		switch v {
-		case bad:
+		f := r.flow(w0, w1)
+		switch {
+		case v == bad:
 			r.corrupted++
-			if f := r.flow(w[0], w[1]); f != nil {
+			if f != nil {
 				f.corrupted++
 			}
-		case unknown:
+		case v == good && f != nil:
+			r.odd(f, w0, w1, now)
+		default:
 			idx[i], idx[others] = idx[others], x
 			others++
 		}
 	}
+	r.count(w, next, run, now)
 	return others
+}
+
+// count enters a run of n frames that follow what the stream has.
+func (r *receiver) count(w, next, n, now uint64) {
+	if n == 0 {
+		return
+	}
+	f := &r.flows[w&0xffff]
+	f.follow(n)
+	r.record(w, n, now)
+}
+
+// odd enters one frame, whatever its number.
+func (r *receiver) odd(f *flow, w0, w1, now uint64) {
+	ahead := int64(int32(uint32(w0>>32) - uint32(f.next)))
+	n := f.next + uint64(ahead)
+	switch {
+	case ahead > 0:
+		f.skip(n)
+		fallthrough
+	case ahead == 0:
+		f.follow(1)
+	default:
+		mask := uint64(len(f.seen)) - 1
+		word, bit := n>>6, uint64(1)<<(n&63)
+		if int64(n) < 0 || (f.next-1)>>6-word > mask || f.seen[word&mask]&bit != 0 {
+			f.duplicated++
+			return
+		}
+		f.seen[word&mask] |= bit
+		f.received++
+		f.reordered++
+	}
+	r.record(w1, 1, now)
+}
+
+// record keeps the latency of n frames that were received.
+func (r *receiver) record(w, n, now uint64) {
+	r.arrived += n
+	r.last = now
+	late := (now - w>>16) & timeMask
+	if late > timeMask/2 { // two processors' counters differ a little
+		late = 0
+	}
+	r.hist.add(late, int64(n))
 }
 
 // flow is the stream that a stamp names, nil for none that is expected here.
@@ -118,17 +189,17 @@ func (r *receiver) flow(w0, w1 uint64) *flow {
 
 // look finds and verifies the stamp of plain frames: one segment, Ethernet with any number of tags, IP without options or
 // extension headers, not a fragment, the stamp where most frames of the protocol have it. What it does not know is for search.
-func (r *receiver) look(m *packet.Mbuf) (w [2]uint64, v verdict) {
+func (r *receiver) look(m *packet.Mbuf) (w0, w1 uint64, v verdict) {
 	n := uintptr(m.DataLen)
 	if uint32(n) != m.PktLen || n < 34 {
-		return w, unknown
+		return w0, w1, unknown
 	}
 	d := m.Data()
 	t := *(*uint16)(unsafe.Add(d, 12))
 	off := uintptr(14)
 	for t == tag8100 || t == tag88a8 {
 		if off += 4; off+20 > n {
-			return w, unknown
+			return w0, w1, unknown
 		}
 		t = *(*uint16)(unsafe.Add(d, off-2))
 	}
@@ -142,10 +213,10 @@ func (r *receiver) look(m *packet.Mbuf) (w [2]uint64, v verdict) {
 		total := uintptr(bits.ReverseBytes16(*(*uint16)(unsafe.Add(h, 2))))
 		a, b, c := *(*uint64)(h), *(*uint64)(unsafe.Add(h, 8)), *(*uint32)(unsafe.Add(h, 16))
 		if off+total > n || total < 20 || a>>48&0xff3f != 0 { // flags but DF, and offset, in memory order
-			return w, unknown
+			return w0, w1, unknown
 		}
-		if fold16(halves(a)+halves(b)+uint64(c)) != 0xffff {
-			return w, bad
+		if (halves(a)+halves(b)+uint64(c))%0xffff != 0 { // not 0 itself: it begins with 0x45
+			return w0, w1, bad
 		}
 		proto = uint8(b >> 8)
 		size = total - 20
@@ -154,7 +225,7 @@ func (r *receiver) look(m *packet.Mbuf) (w [2]uint64, v verdict) {
 	case t == type86dd && off+40 <= n && *(*uint8)(h)>>4 == 6:
 		size = uintptr(bits.ReverseBytes16(*(*uint16)(unsafe.Add(h, 4))))
 		if off+40+size > n {
-			return w, unknown
+			return w0, w1, unknown
 		}
 		proto = *(*uint8)(unsafe.Add(h, 6))
 		for i := uintptr(8); i < 40; i += 8 {
@@ -163,18 +234,18 @@ func (r *receiver) look(m *packet.Mbuf) (w [2]uint64, v verdict) {
 		s += uint64(proto) << 8
 		l4 = unsafe.Add(h, 40)
 	default:
-		return w, unknown
+		return w0, w1, unknown
 	}
 	at := uintptr(r.at[proto])
 	if at+stampLen > size {
-		return w, unknown
+		return w0, w1, unknown
 	}
 	st := unsafe.Add(l4, at)
-	w[0], w[1] = *(*uint64)(st), *(*uint64)(unsafe.Add(st, 8))
+	w0, w1 = *(*uint64)(st), *(*uint64)(unsafe.Add(st, 8))
 	switch r.kinds[proto] {
 	case sumUDP:
 		if t == type0800 && *(*uint16)(unsafe.Add(l4, 6)) == 0 {
-			s = stampSum(w, st)
+			s = stampSum(w0, w1, st)
 			break
 		}
 		s = sum(l4, size, s+uint64(bits.ReverseBytes16(uint16(size))))
@@ -183,15 +254,15 @@ func (r *receiver) look(m *packet.Mbuf) (w [2]uint64, v verdict) {
 	case sumPlain:
 		s = sum(l4, size, 0)
 	default:
-		s = stampSum(w, st)
+		s = stampSum(w0, w1, st)
 	}
-	if uint32(w[0]) != r.mark {
-		return w, unknown
+	if uint32(w0) != r.mark {
+		return w0, w1, unknown
 	}
-	if fold16(s) != 0xffff {
-		return w, bad
+	if s%0xffff != 0 { // not 0 itself: there is a stamp
+		return w0, w1, bad
 	}
-	return w, good
+	return w0, w1, good
 }
 
 // EtherTypes as they lie in memory.
@@ -203,12 +274,27 @@ const (
 )
 
 // stampSum is the sum over the stamp alone.
-func stampSum(w [2]uint64, st unsafe.Pointer) uint64 {
-	return halves(w[0]) + halves(w[1]) + uint64(*(*uint16)(unsafe.Add(st, 16)))
+func stampSum(w0, w1 uint64, st unsafe.Pointer) uint64 {
+	return halves(w0) + halves(w1) + uint64(*(*uint16)(unsafe.Add(st, 16)))
 }
 
-// sum adds n bytes to a sum that is below 2^36; they are at least stampLen.
+// sum adds n bytes, at least stampLen, to a sum that is below 2^36. The result is not folded.
 func sum(p unsafe.Pointer, n uintptr, s uint64) uint64 {
+	if n > 64 {
+		return sumLong(p, n, s)
+	}
+	for ; n >= 8; n -= 8 {
+		s += halves(*(*uint64)(p))
+		p = unsafe.Add(p, 8)
+	}
+	if n > 0 { // the end of the last 8 bytes, those summed already shifted out
+		s += halves(*(*uint64)(unsafe.Add(p, n-8)) >> (64 - 8*n))
+	}
+	return s
+}
+
+// sumLong is sum for many bytes.
+func sumLong(p unsafe.Pointer, n uintptr, s uint64) uint64 {
 	var c uint64
 	for ; n >= 32; n -= 32 {
 		s, c = bits.Add64(s, *(*uint64)(p), 0)
@@ -218,130 +304,107 @@ func sum(p unsafe.Pointer, n uintptr, s uint64) uint64 {
 		s += c
 		p = unsafe.Add(p, 32)
 	}
+	s = halves(s)
 	for ; n >= 8; n -= 8 {
-		s, c = bits.Add64(s, *(*uint64)(p), 0)
-		s += c
+		s += halves(*(*uint64)(p))
 		p = unsafe.Add(p, 8)
 	}
-	if n > 0 { // the end of the last 8 bytes, those summed already shifted out
-		s, c = bits.Add64(s, *(*uint64)(unsafe.Add(p, n-8))>>(64-8*n), 0)
-		s += c
+	if n > 0 {
+		s += halves(*(*uint64)(unsafe.Add(p, n-8)) >> (64 - 8*n))
 	}
 	return s
 }
 
 // search finds and verifies the stamp of any frame.
-func (r *receiver) search(m *packet.Mbuf) (w [2]uint64, v verdict) {
+func (r *receiver) search(m *packet.Mbuf) (w0, w1 uint64, v verdict) {
 	l, ok := parse(m)
 	if !ok {
 		return r.searchRaw(m)
 	}
 	if l.bad {
-		return w, bad
+		return w0, w1, bad
 	}
 	if place := r.at[l.proto]; place != noStamp {
-		if w, v = r.try(m, &l, int(place)); v != unknown {
-			return w, v
+		if w0, w1, v = r.try(m, &l, int(place)); v != unknown {
+			return w0, w1, v
 		}
 	}
 	for _, x := range r.more {
 		if uint8(x[0]) == l.proto {
-			if w, v = r.try(m, &l, int(x[1])); v != unknown {
-				return w, v
+			if w0, w1, v = r.try(m, &l, int(x[1])); v != unknown {
+				return w0, w1, v
 			}
 		}
 	}
 	if s, ok := l.verify(m, r.kinds[l.proto]); ok && s != 0xffff {
-		return w, bad
+		return w0, w1, bad
 	}
-	return w, unknown
+	return w0, w1, unknown
 }
 
 // searchRaw finds the stamp of a frame that is not IP.
-func (r *receiver) searchRaw(m *packet.Mbuf) (w [2]uint64, v verdict) {
+func (r *receiver) searchRaw(m *packet.Mbuf) (w0, w1 uint64, v verdict) {
 	off, _, ok := ether(m, 0)
 	if !ok {
-		return w, unknown
+		return w0, w1, unknown
 	}
 	l := layers{l4: off, size: int(m.PktLen) - off}
 	for _, place := range r.raw {
-		if w, v = r.try(m, &l, int(place)); v != unknown {
-			return w, v
+		if w0, w1, v = r.try(m, &l, int(place)); v != unknown {
+			return w0, w1, v
 		}
 	}
-	return w, unknown
+	return w0, w1, unknown
 }
 
 // try looks for a stamp at a place behind the start of layer 4.
-func (r *receiver) try(m *packet.Mbuf, l *layers, place int) (w [2]uint64, v verdict) {
+func (r *receiver) try(m *packet.Mbuf, l *layers, place int) (w0, w1 uint64, v verdict) {
 	var tmp [stampLen]byte
 	if place+stampLen > l.size {
-		return w, unknown
+		return w0, w1, unknown
 	}
 	b := m.View(l.l4+place, stampLen, tmp[:])
 	if b == nil {
-		return w, unknown
+		return w0, w1, unknown
 	}
 	st := unsafe.Pointer(unsafe.SliceData(b))
-	w[0], w[1] = *(*uint64)(st), *(*uint64)(unsafe.Add(st, 8))
-	if uint32(w[0]) != r.mark {
-		return w, unknown
+	w0, w1 = *(*uint64)(st), *(*uint64)(unsafe.Add(st, 8))
+	if uint32(w0) != r.mark {
+		return w0, w1, unknown
 	}
-	if s, ok := l.verify(m, r.kinds[l.proto]); ok && s != 0xffff || !ok && fold16(stampSum(w, st)) != 0xffff {
-		return w, bad
+	if s, ok := l.verify(m, r.kinds[l.proto]); ok && s != 0xffff || !ok && fold16(stampSum(w0, w1, st)) != 0xffff {
+		return w0, w1, bad
 	}
-	return w, good
+	return w0, w1, good
 }
 
-// count enters a stamped frame in its stream's books; false where the stream is not expected here.
-func (r *receiver) count(w0, w1, now uint64) bool {
-	id := w1 & 0xffff
-	if id >= uint64(len(r.flows)) {
-		return false
-	}
-	f := &r.flows[id]
+// follow enters the next n packets.
+func (f *flow) follow(n uint64) {
+	f.received += n
 	mask := uint64(len(f.seen)) - 1
-	if mask == ^uint64(0) {
-		return false
-	}
-	ahead := int64(int32(uint32(w0>>32) - uint32(f.next)))
-	n := f.next + uint64(ahead)
-	word, bit := n>>6, uint64(1)<<(n&63)
-	switch {
-	case ahead == 0 && n&63 != 0:
-		f.seen[word&mask] |= bit
-		f.next = n + 1
-	case ahead >= 0:
-		f.skip(word)
-		f.seen[word&mask] |= bit
-		f.next = n + 1
-	default:
-		if int64(n) < 0 || (f.next-1)>>6-word > mask || f.seen[word&mask]&bit != 0 {
-			f.duplicated++
-			return true
+	for n > 0 {
+		at := f.next & 63
+		k := min(64-at, n)
+		bits := ^uint64(0) >> (64 - k) << at
+		w := &f.seen[f.next>>6&mask]
+		if at == 0 { // the ring's oldest word
+			*w = 0
 		}
-		f.seen[word&mask] |= bit
-		f.reordered++
+		*w |= bits
+		f.next += k
+		n -= k
 	}
-	f.received++
-	r.arrived++
-	r.last = now
-	late := (now - w1>>16) & timeMask
-	if late > timeMask/2 { // two processors' counters differ a little
-		late = 0
-	}
-	r.hist.add(late)
-	return true
 }
 
-// skip clears the words of the ring that follow that of the last packet, up to word.
-func (f *flow) skip(word uint64) {
+// skip makes n the next packet: those before it are missing.
+func (f *flow) skip(n uint64) {
 	size := uint64(len(f.seen))
-	from := (f.next + 63) >> 6 // the word of packet next, if that is its first; the one behind otherwise
-	if word >= from+size {
-		from = word - size + 1
+	from, to := (f.next+63)>>6, (n+63)>>6 // words whose first packet lies between: they are entered, but the last is full or not
+	if to > from+size {
+		from = to - size
 	}
-	for w := from; w <= word; w++ {
+	for w := from; w < to; w++ {
 		f.seen[w&(size-1)] = 0
 	}
+	f.next = n
 }

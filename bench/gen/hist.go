@@ -19,13 +19,13 @@ type hist struct {
 	mult   uint64 // nanoseconds of a tick, times 2^32
 }
 
-// add records a time in ticks; one beyond histMax counts as that.
-func (h *hist) add(ticks uint64) {
+// add records n times of so many ticks; one beyond histMax counts as that.
+func (h *hist) add(ticks uint64, n int64) {
 	hi, lo := bits.Mul64(ticks, h.mult)
 	ns := hi<<32 | lo>>32
 	b := uint(bits.Len64(ns|(1<<subBits-1))) - subBits
 	i := b<<(subBits-1) + uint(ns>>(b&63))
-	h.counts[min(i, histCounts-1)]++
+	h.counts[min(i, histCounts-1)] += n
 }
 
 // export makes the HDR histogram.
