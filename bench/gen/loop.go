@@ -12,7 +12,7 @@ const (
 	rxBurst = 128
 	txBurst = 64
 	// sendRound bounds the frames that an end makes before its thread looks at reception again.
-	sendRound = txBurst
+	sendRound = 2 * txBurst
 )
 
 // run is one trial, compiled: Try makes it and hands it to the threads, which hand it back.

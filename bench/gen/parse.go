@@ -80,7 +80,7 @@ func parse(m *packet.Mbuf) (l layers, ok bool) {
 	return l, false
 }
 
-// ether is ParseEther of the frame at an offset.
+// ether is ParseEther of the frame at an offset, behind any number of tags.
 func ether(m *packet.Mbuf, at int) (off int, kind uint16, ok bool) {
 	var tmp [packet.EtherSize + 8]byte
 	b := m.View(at, len(tmp), tmp[:])
@@ -90,7 +90,14 @@ func ether(m *packet.Mbuf, at int) (off int, kind uint16, ok bool) {
 		}
 	}
 	off, kind, _, _, ok = packet.ParseEther(b)
-	return at + off, kind, ok
+	off += at
+	for ok && (kind == packet.EtherVLAN || kind == packet.EtherQinQ || kind == packet.EtherQinQ2) {
+		if b = m.View(off, 4, tmp[:]); b == nil {
+			return 0, 0, false
+		}
+		off, kind = off+4, binary.BigEndian.Uint16(b[2:])
+	}
+	return off, kind, ok
 }
 
 // labels walks a stack of MPLS labels (RFC 3032); what is below is IP, as its first half byte says.
