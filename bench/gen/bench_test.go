@@ -1,7 +1,6 @@
 package gen
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -41,7 +40,7 @@ func benchCases() map[string]traffic.Stream {
 }
 
 // rig is a generator's ends without its threads.
-func rig(b *testing.B, o Options) (*Generator, *run, []*end) {
+func rig(b testing.TB, o Options) (*Generator, *run, []*end) {
 	b.Helper()
 	if o.Pool == nil {
 		o.Pool = pool(b, 4096)
@@ -165,5 +164,3 @@ func BenchmarkHistogram(b *testing.B) {
 		}
 	})
 }
-
-var _ = fmt.Sprint

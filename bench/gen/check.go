@@ -348,7 +348,7 @@ func (r *receiver) searchRaw(m *packet.Mbuf) (w0, w1 uint64, v verdict) {
 	if !ok {
 		return w0, w1, unknown
 	}
-	l := layers{l4: off, size: int(m.PktLen) - off}
+	l := heads{l4: off, size: int(m.PktLen) - off}
 	for _, place := range r.raw {
 		if w0, w1, v = r.try(m, &l, int(place)); v != unknown {
 			return w0, w1, v
@@ -358,7 +358,7 @@ func (r *receiver) searchRaw(m *packet.Mbuf) (w0, w1 uint64, v verdict) {
 }
 
 // try looks for a stamp at a place behind the start of layer 4.
-func (r *receiver) try(m *packet.Mbuf, l *layers, place int) (w0, w1 uint64, v verdict) {
+func (r *receiver) try(m *packet.Mbuf, l *heads, place int) (w0, w1 uint64, v verdict) {
 	var tmp [stampLen]byte
 	if place+stampLen > l.size {
 		return w0, w1, unknown

@@ -12,7 +12,6 @@ import (
 	"millrace/bench/traffic"
 	"millrace/bench/trial"
 	"millrace/packet"
-	"millrace/pmd"
 	"millrace/pmd/mem"
 )
 
@@ -297,5 +296,3 @@ func TestTry(t *testing.T) {
 		}
 	}
 }
-
-var _ pmd.Port = (*mem.Port)(nil)

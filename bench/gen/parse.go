@@ -6,8 +6,8 @@ import (
 	"millrace/packet"
 )
 
-// layers is where the innermost upper-layer header of a frame is.
-type layers struct {
+// heads is where the innermost upper-layer header of a frame is.
+type heads struct {
 	l3, l4 int
 	size   int // bytes of layer 4
 	v6     bool
@@ -21,7 +21,7 @@ const maxTunnels = 4
 
 // parse walks a frame's headers over segments: tags, MPLS labels, and IP in IP, GRE and VXLAN, to the innermost
 // layer 4. ok is false where it is not IP, or cut short.
-func parse(m *packet.Mbuf) (l layers, ok bool) {
+func parse(m *packet.Mbuf) (l heads, ok bool) {
 	off, kind, ok := ether(m, 0)
 	if !ok {
 		return l, false
@@ -127,8 +127,8 @@ func labels(m *packet.Mbuf, off int) (int, uint16, bool) {
 }
 
 // ip reads the IP header at off.
-func (l *layers) ip(m *packet.Mbuf, off int, kind uint16) bool {
-	*l = layers{l3: off}
+func (l *heads) ip(m *packet.Mbuf, off int, kind uint16) bool {
+	*l = heads{l3: off}
 	var tmp [60]byte
 	switch kind {
 	case packet.EtherIPv4:
@@ -163,7 +163,7 @@ func (l *layers) ip(m *packet.Mbuf, off int, kind uint16) bool {
 }
 
 // verify sums layer 4 of a protocol, 0xffff being right; ok is false where there is no checksum to verify.
-func (l *layers) verify(m *packet.Mbuf, kind sumKind) (s uint16, ok bool) {
+func (l *heads) verify(m *packet.Mbuf, kind sumKind) (s uint16, ok bool) {
 	if kind == sumNone || l.frag || l.size < 8 {
 		return 0, false
 	}
