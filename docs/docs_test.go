@@ -8,7 +8,8 @@
 //	```console lab     run as root, in a lab of client - router - server (package lab)
 //	```console run     run everywhere, in an empty directory with the page's files
 //	```console lab loose, run loose   numbers match other numbers there
-//	```yaml NAME       a configuration, which must have no mistakes; the examples find it as NAME
+//	```yaml NAME       a configuration, which must have no mistakes; the examples find it as NAME.
+//	                   NAME.traffic.yaml is a traffic profile
 //
 // Lines that begin with a prompt (`$ `, `router$ `) are commands; what follows is what they print. In it,
 // `...` stands for anything, also for any number of lines; numbers with a decimal point, clock times, MAC
@@ -34,6 +35,7 @@ import (
 	"time"
 
 	"millrace/bench/lab"
+	"millrace/bench/traffic"
 	"millrace/control/config"
 )
 
@@ -436,6 +438,15 @@ func TestConfigurations(t *testing.T) {
 				continue
 			}
 			n++
+			if strings.HasSuffix(b.mark, ".traffic.yaml") {
+				_, err := traffic.Parse(p.name, []byte(strings.Join(p.body(b), "\n")), traffic.Env{Dir: "../bench/demo"})
+				if bad := strings.HasPrefix(b.mark, "bad"); bad == (err == nil) {
+					t.Errorf("%s, block at line %d: %s: %v", p.name, b.from+1, b.mark, err)
+				} else if bad && !strings.Contains(strings.Join(p.lines, "\n"), strings.TrimPrefix(err.Error(), p.name+":")) {
+					t.Errorf("%s, block at line %d: the page does not say %v", p.name, b.from+1, err)
+				}
+				continue
+			}
 			if _, err := config.Parse(p.name, []byte(strings.Join(p.body(b), "\n"))); err != nil && !strings.HasPrefix(b.mark, "bad") {
 				t.Errorf("%s, block at line %d:\n%v", p.name, b.from+1, err)
 			} else if err == nil && strings.HasPrefix(b.mark, "bad") {

@@ -193,6 +193,9 @@ func (b *builder) etherType(v *value) { b.put("ether.type", v, len(b.buf)-2, 2, 
 
 func (b *builder) vlans(n node) {
 	tags := n.items()
+	if len(tags) == 0 {
+		n.fail("no VLAN: write an id, or a list of them from the outside in")
+	}
 	for i, t := range tags {
 		tpid := uint64(0x8100)
 		if i+1 < len(tags) {
@@ -237,6 +240,9 @@ func ranged(n node) bool {
 func (b *builder) mpls(n node) {
 	b.etherType(plain(0x8847))
 	labels := n.items()
+	if len(labels) == 0 {
+		n.fail("no label: write one, or a list from the outside in")
+	}
 	for i, t := range labels {
 		name := "mpls"
 		if len(labels) > 1 {
@@ -394,12 +400,49 @@ func (b *builder) opts(o object, most int, make func(name, arg string) ([]byte, 
 		}
 		all = append(all, x...)
 	}
+	if !wellFormed(all) {
+		n.fail("option lengths that do not fit: an option is 01, or its kind, its length with both, and its data")
+		b.failed = true
+		return nil
+	}
 	if len(all) > most {
 		n.fail("%d bytes of options; there is room for %d", len(all), most)
 		b.failed = true
 		return nil
 	}
 	return all
+}
+
+// wellFormed: the options of IPv4 or TCP end where they say.
+func wellFormed(p []byte) bool {
+	for len(p) > 0 {
+		switch {
+		case p[0] == 0:
+			return true
+		case p[0] == 1:
+			p = p[1:]
+		case len(p) < 2 || p[1] < 2 || int(p[1]) > len(p):
+			return false
+		default:
+			p = p[p[1]:]
+		}
+	}
+	return true
+}
+
+// wellFormed6 is wellFormed for options of IPv6.
+func wellFormed6(p []byte) bool {
+	for len(p) > 0 {
+		switch {
+		case p[0] == 0:
+			p = p[1:]
+		case len(p) < 2 || int(p[1])+2 > len(p):
+			return false
+		default:
+			p = p[2+int(p[1]):]
+		}
+	}
+	return true
 }
 
 var keys6 = []string{"src", "dst", "hop-limit", "ttl", "dscp", "ecn", "traffic-class", "flow-label", "next-header", "hop-by-hop", "fragment"}
@@ -432,7 +475,7 @@ func (b *builder) ipv6(o object, proto uint8) (l4, whole bool) {
 		x := []byte{5, 2, 0, 0} // router alert, RFC 2711
 		if s != "router-alert" {
 			var err error
-			if x, err = hex.DecodeString(strings.ReplaceAll(s, " ", "")); err != nil || len(x) == 0 || len(x) > 2040 {
+			if x, err = hex.DecodeString(strings.ReplaceAll(s, " ", "")); err != nil || len(x) == 0 || len(x) > 2040 || !wellFormed6(x) {
 				n.fail("%q is neither router-alert nor options in hex digits", s)
 				b.failed = true
 				return true, true
@@ -493,6 +536,7 @@ func (b *builder) udp(o object, whole bool) {
 	b.ports("udp", o, plain(49152), 9, off) // discard, as RFC 2544 has it in appendix C
 	if o.has("length") {
 		b.put("udp.length", o.get("length", wordKind, nil), off+4, 2, 0)
+		b.layout.SumOff = 0 // it covers what is not in this frame
 	} else {
 		b.lens = append(b.lens, Length{uint16(off + 4), uint16(off)})
 	}

@@ -242,8 +242,12 @@ func (c *compiler) frames(s *Stream, o object, mirror bool) {
 		return
 	}
 	head := len(b.buf)
+	stamp := o.on("stamp", true)
+	if stamp && len(text)%2 != 0 {
+		text = append(text, 0) // a stamp begins at an even distance from the header, for its sum
+	}
 	least := head + len(text)
-	if o.on("stamp", true) {
+	if stamp {
 		s.Stamp = uint16(least)
 		least += StampLen
 	}

@@ -177,8 +177,8 @@ func layout(b []byte) (l Layout) {
 		return l
 	}
 	l.L4, l.SumOff, l.Pad = uint16(l4), uint16(l4+sum), uint16(len(b)-end)
-	if end-l4-head >= StampLen {
-		l.Stamp = uint16(end - StampLen)
+	if at := end - StampLen - (end-l4)%2; at >= l4+head { // at an even distance from the header, for its sum
+		l.Stamp = uint16(at)
 	}
 	return l
 }
