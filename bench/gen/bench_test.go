@@ -1,6 +1,9 @@
 package gen
 
 import (
+	"context"
+	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -163,4 +166,41 @@ func BenchmarkHistogram(b *testing.B) {
 			_ = h.RecordValue(int64(v[i&(len(v)-1)]))
 		}
 	})
+}
+
+// BenchmarkPace tells how far the rate that was sent is from the rate that was asked for, in millionths, how late the
+// generator was at most, and the part of trials that were invalid, of trials of 1 s on a wire in memory.
+func BenchmarkPace(b *testing.B) {
+	for _, rate := range []float64{1e3, 10e3, 100e3, 1e6, 10e6, 20e6} {
+		b.Run(fmt.Sprintf("%gkpps", rate/1e3), func(b *testing.B) {
+			x, y := pair(b, 1024)
+			g, err := New(Options{Left: x, Right: y, Pool: pool(b, 4096), Streams: []traffic.Stream{benchCases()["udp4"]}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer g.Close()
+			var off, invalid, p50, p99 float64
+			for range b.N {
+				o, err := g.Try(context.Background(), trial.Load{Rate: rate, Duration: time.Second})
+				if err != nil {
+					b.Fatal(err)
+				}
+				if o.Invalid != "" {
+					invalid++
+				}
+				if o.Lost > 0 {
+					b.Error(o.Lost, "lost")
+				}
+				for _, n := range append(o.Notes, o.Invalid) {
+					b.Log(n)
+				}
+				off = max(off, math.Abs(o.Achieved()/rate-1)*1e6)
+				p50, p99 = float64(o.Latency.ValueAtQuantile(50)), float64(o.Latency.ValueAtQuantile(99))
+			}
+			b.ReportMetric(off, "ppm-off")
+			b.ReportMetric(invalid/float64(b.N), "invalid")
+			b.ReportMetric(p50, "p50-ns")
+			b.ReportMetric(p99, "p99-ns")
+		})
+	}
 }

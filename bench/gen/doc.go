@@ -16,7 +16,7 @@
 // # Open loop
 //
 // Every frame is due at a moment that follows from the stream's rate alone (schedule). A
-// thread that was held up catches up with at most Options.CatchUp of backlog; what is beyond is never sent,
+// thread that was held up catches up with at most Options.CatchUp (or 32 frames) of backlog; what is beyond is never sent,
 // and more of it than Options.Shortfall makes the trial invalid.
 //
 // # Time

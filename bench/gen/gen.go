@@ -30,7 +30,8 @@ type Options struct {
 	CPUs []int
 	// Hosts are the addresses whose ARP requests and neighbour solicitations are answered, by side.
 	Hosts [2][]Host
-	// CatchUp bounds the backlog that is sent after the generator was held up; 250 us.
+	// CatchUp bounds the backlog that is sent at once after the generator was held up; 250 us. 32 frames are sent
+	// at any rate.
 	CatchUp time.Duration
 	// Shortfall is the part of the frames that may be missing for a trial to be valid; 0.005.
 	Shortfall float64

@@ -17,15 +17,14 @@ const (
 
 // run is one trial, compiled: Try makes it and hands it to the threads, which hand it back.
 type run struct {
-	length  uint64 // of the sending, ticks
-	quiet   uint64 // ticks without a frame after which none is expected, where some are missing
-	calm    uint64 // the same where none is
-	limit   uint64 // ticks after the sending when waiting ends in any case
-	catchUp uint64 // ticks of backlog that are made up for
-	flat    bool   // as fast as it goes: due is an order, not a time
-	listen  bool   // nothing is sent here: frames come from elsewhere, for the length
-	whole   bool   // what is sent here is received here, so that it is known what is missing
-	ends    [2]trialEnd
+	length uint64 // of the sending, ticks
+	quiet  uint64 // ticks without a frame after which none is expected, where some are missing
+	calm   uint64 // the same where none is
+	limit  uint64 // ticks after the sending when waiting ends in any case
+	flat   bool   // as fast as it goes: due is an order, not a time
+	listen bool   // nothing is sent here: frames come from elsewhere, for the length
+	whole  bool   // what is sent here is received here, so that it is known what is missing
+	ends   [2]trialEnd
 
 	cancel  atomic.Bool   // stop at once
 	ready   atomic.Int32  // threads that have not taken it up
@@ -39,6 +38,7 @@ type run struct {
 type trialEnd struct {
 	plan    schedule
 	planned uint64    // frames that are due
+	catchUp uint64    // ticks of backlog that are made up for
 	steps   float64   // a second, of all paces
 	sources []*source // by stream, nil for those that do not start here
 	rx      receiver
@@ -110,8 +110,8 @@ func (e *end) send(r *run, now uint64) bool {
 	if !r.flat {
 		at = now - t.begin
 		if due := t.plan.due(); due < at {
-			if at-due > r.catchUp {
-				at = t.slip(at-due-r.catchUp, at)
+			if at-due > t.catchUp {
+				at = t.slip(at-due-t.catchUp, at)
 			}
 			t.late = max(t.late, at-due)
 		}
@@ -238,7 +238,6 @@ func play(r *run, ends []*end) {
 		e.t.begin = begin
 	}
 	end := begin + r.length
-	grace := end + 2*r.catchUp
 	for open := true; open && !r.cancel.Load(); {
 		open = false
 		for _, e := range ends {
@@ -246,7 +245,7 @@ func play(r *run, ends []*end) {
 			now := clock.Ticks()
 			if r.listen {
 				open = now < end
-			} else if e.send(r, now) && now < grace && !(r.flat && now >= end) {
+			} else if e.send(r, now) && now < end+2*e.t.catchUp && !(r.flat && now >= end) {
 				open = true
 			}
 		}

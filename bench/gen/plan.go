@@ -21,6 +21,9 @@ type paceKey struct {
 	alone  int // one more than the stream that shares with nobody
 }
 
+// catchUpFrames is a backlog that is made up for at any rate: no burst that a thing under test would not bear.
+const catchUpFrames = 32
+
 // prepare compiles a trial.
 func (g *Generator) prepare(l trial.Load) (*run, error) {
 	if l.Duration <= 0 && l.Frames == 0 {
@@ -33,7 +36,6 @@ func (g *Generator) prepare(l trial.Load) (*run, error) {
 	r := &run{
 		length: 1 << 62, flat: l.Rate == 0, listen: true, whole: true,
 		quiet: clock.FromDuration(g.o.Settle), calm: clock.FromDuration(calm), limit: clock.FromDuration(g.o.SettleMax),
-		catchUp: clock.FromDuration(g.o.CatchUp),
 	}
 	if l.Duration > 0 {
 		r.length = clock.FromDuration(l.Duration)
@@ -120,9 +122,23 @@ func (g *Generator) prepare(l trial.Load) (*run, error) {
 	}
 	for side := range r.ends {
 		t := &r.ends[side]
+		frames := 0.0 // a tick
 		for _, p := range t.plan.heap {
-			t.planned += p.planned(float64(r.length))
+			n := p.planned(float64(r.length))
+			t.planned += n
 			t.steps += hz / p.period
+			frames += float64(p.burst) / p.period
+			if !r.flat {
+				p.left = n
+				if n == 0 {
+					p.due = never
+				}
+			}
+		}
+		t.plan.order()
+		t.catchUp = clock.FromDuration(g.o.CatchUp)
+		if frames > 0 {
+			t.catchUp = max(t.catchUp, uint64(min(catchUpFrames/frames, hz)))
 		}
 		t.planned = min(t.planned, t.plan.left)
 	}

@@ -45,7 +45,7 @@ func (p *pace) planned(stop float64) uint64 {
 	if stop <= p.start {
 		return 0
 	}
-	steps := math.Ceil((stop - p.start) / p.period)
+	steps := math.Ceil((stop-p.start)/p.period - 1e-6) // a step that rounding alone put before stop is at stop
 	return min(uint64(steps*float64(p.burst)), p.left)
 }
 
@@ -119,6 +119,15 @@ func (s *schedule) sift() {
 		}
 		h[i], h[c] = h[c], h[i]
 		i = c
+	}
+}
+
+// order makes a heap of paces that were changed.
+func (s *schedule) order() {
+	h := s.heap
+	s.heap = h[:0]
+	for _, p := range h {
+		s.push(p)
 	}
 }
 
