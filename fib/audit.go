@@ -27,7 +27,7 @@ func (f *FIB) AuditRoutes() *RouteAudit {
 }
 
 // Check calls differs for each route that the FIB does not hold, with have nil, or holds with another type or other next
-// hops. It must not call the FIB.
+// hops. It is called under the FIB's lock, so differs may not call the FIB, nor take a lock under which others call it.
 func (a *RouteAudit) Check(want []Route, differs func(want, have *Route)) {
 	f := a.f
 	f.mu.Lock()
@@ -53,9 +53,8 @@ func (a *RouteAudit) Check(want []Route, differs func(want, have *Route)) {
 	}
 }
 
-// Rest calls surplus for each route of a source that Check did not see since the audit began and that was
-// not added since.
-func (a *RouteAudit) Rest(src Source, surplus func(have *Route)) {
+// Rest returns the routes of a source that Check did not see since the audit began and that were not added since.
+func (a *RouteAudit) Rest(src Source) (surplus []Route) {
 	f := a.f
 	f.each(func(e *entry) {
 		if e.t == f.local {
@@ -63,11 +62,11 @@ func (a *RouteAudit) Rest(src Source, surplus func(have *Route)) {
 		}
 		for i := range e.cands {
 			if c := &e.cands[i]; c.src == src && c.stamp != a.stamp {
-				have := f.info(e, i, -1).Route
-				surplus(&have)
+				surplus = append(surplus, f.info(e, i, -1).Route)
 			}
 		}
 	})
+	return surplus
 }
 
 // Fault is something in the tables of the hot path that is not as the FIB's routes and neighbours say.
@@ -82,7 +81,8 @@ type Fault struct {
 type Verified struct{ Entries, Groups, Adjacencies int }
 
 // Verify compares the tables that packets meet with routes and neighbours: at the first and last address of each prefix what a
-// lookup finds, and what groups and adjacencies hold. Changes wait meanwhile only for pieces of it.
+// lookup finds, and what groups and adjacencies hold. Changes wait meanwhile only for pieces of it. It calls tell under the FIB's
+// lock, as Check does differs.
 func (f *FIB) Verify(tell func(Fault)) (v Verified) {
 	f.each(func(e *entry) {
 		v.Entries++

@@ -31,7 +31,7 @@ const (
 )
 
 // auditor compares what the kernel, daemons and the configuration want with the data plane. Its lock is held
-// for a whole audit, before Router.mu.
+// for a whole audit, and taken before all others.
 type auditor struct {
 	r      *Router
 	mu     sync.Mutex
@@ -265,12 +265,12 @@ func (a *auditor) kernel(s *findings, routes *fib.RouteAudit) error {
 	}
 	s.rep.Unsettled = d.Unsettled
 	for _, src := range []fib.Source{fib.SourceKernel, fib.SourceConnected} {
-		routes.Rest(src, func(have *fib.Route) {
+		for _, have := range routes.Rest(src) {
 			if src == fib.SourceConnected && r.isStatic(have.Key()) {
-				return
+				continue
 			}
-			s.fault("route", r.routeName(have), "kernel", "", r.routeText(have), "the kernel has no such route")
-		})
+			s.fault("route", r.routeName(&have), "kernel", "", r.routeText(&have), "the kernel has no such route")
+		}
 	}
 	for _, f := range foreign {
 		have := "unreachable"

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	v1 "millrace/control/api/v1"
@@ -109,6 +110,50 @@ func TestAudit(t *testing.T) {
 		t.Errorf("the age of a difference is not kept: %v, %v", again, err)
 	}
 	if err := r.fib.SetNeighbour(id, via, [6]byte{2, 0, 0, 0, 0, 0x77}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAuditBesideChanges: an audit that finds routes too many and changes of the table do not wait for each other.
+func TestAuditBesideChanges(t *testing.T) {
+	r := start(t, newLab(t).router, twoPorts)
+	var surplus []fib.Route
+	for i := range 2000 {
+		surplus = append(surplus, fib.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), 32), Type: fib.Blackhole, Source: fib.SourceConnected})
+	}
+	if err := r.fib.Update(surplus, nil); err != nil {
+		t.Fatal(err)
+	}
+	var stop atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		x := fib.Route{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Type: fib.Blackhole, Source: fib.SourceAPI}
+		for !stop.Load() {
+			r.mu.Lock()
+			r.update([]fib.Route{x}, nil)
+			r.update(nil, []fib.Key{x.Key()})
+			r.mu.Unlock()
+		}
+	}()
+	for range 20 {
+		r.auditor.mu.Lock()
+		s, err := r.auditor.pass()
+		r.auditor.mu.Unlock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.diffs[diffKey{"route", surplus[len(surplus)-1].Prefix.String(), "kernel"}] == nil {
+			t.Fatalf("%d differences, and none of them the last route too many", len(s.diffs))
+		}
+	}
+	stop.Store(true)
+	<-done
+	var keys []fib.Key
+	for _, x := range surplus {
+		keys = append(keys, x.Key())
+	}
+	if err := r.fib.Update(nil, keys); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -18,7 +18,8 @@
 //   - Calls of the API read under the lock, or have Run's goroutine do the work.
 //
 // Router.mu guards the control state. It may be held while workers are asked to do
-// something (pipeline.Worker.Do), so that workers never take it.
+// something (pipeline.Worker.Do), so that workers never take it. The order of locks is auditor.mu, Router.mu, those of
+// the tables (rib.Table, mcast.Table), that of the FIB: what a table calls under its own lock takes none of those before.
 //
 // # What of the kernel is not followed
 //

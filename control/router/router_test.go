@@ -72,10 +72,17 @@ func start(t *testing.T, ns *testnet.NS, yaml string) *Router {
 			t.Skip(err)
 		}
 		t.Fatal(err)
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		cancel()
-		t.Fatal("not ready after 20 seconds")
+		<-done
+		t.Fatal("not ready after a minute")
 	}
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 	t.Cleanup(func() {
 		wait(t, "all packets to be accounted for", func() error {
 			a, err := r.GetLeaks(ctx, &v1.GetLeaksRequest{})
@@ -95,17 +102,13 @@ func start(t *testing.T, ns *testnet.NS, yaml string) *Router {
 			s, _ := r.GetStatus(ctx, &v1.GetStatusRequest{})
 			t.Logf("drops %v\nstatus %v", d, s)
 		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
 	})
 	return r
 }
 
 func wait(t *testing.T, what string, f func() error) {
 	t.Helper()
-	end := time.Now().Add(10 * time.Second)
+	end := time.Now().Add(time.Minute)
 	for {
 		err := f()
 		if err == nil {

@@ -223,8 +223,8 @@ func (a *auditor) sources(s *findings, routes *fib.RouteAudit) {
 			r.mu.Lock()
 		})
 		r.mu.Unlock()
-		routes.Rest(src, func(have *fib.Route) {
-			s.fault("route", r.routeName(have), name, "", r.routeText(have), "nobody brought such a route")
-		})
+		for _, have := range routes.Rest(src) {
+			s.fault("route", r.routeName(&have), name, "", r.routeText(&have), "nobody brought such a route")
+		}
 	}
 }
