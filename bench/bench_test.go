@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"millrace/bench/pin"
 	"millrace/control/cli"
 	"millrace/control/config"
 	"millrace/control/router"
@@ -89,7 +90,7 @@ func TestRoadExits(t *testing.T) {
 }
 
 func TestPorts(t *testing.T) {
-	if len(cpus()) < 2 {
+	if len(pin.CPUs()) < 2 {
 		t.Skip("two CPUs are needed")
 	}
 	var notes []string
@@ -109,7 +110,7 @@ func TestPorts(t *testing.T) {
 }
 
 func TestJitter(t *testing.T) {
-	if len(cpus()) < 2 {
+	if len(pin.CPUs()) < 2 {
 		t.Skip("two CPUs are needed")
 	}
 	r, err := Jitter(context.Background(), JitterOptions{Runs: 1, Window: 100 * time.Millisecond})

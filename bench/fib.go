@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"millrace/bench/bgp"
+	"millrace/bench/pin"
 	"millrace/bench/result"
 	"millrace/internal/clock"
 	"millrace/internal/mem"
@@ -164,7 +165,7 @@ func FIB(o FIBOptions) (*Report, error) {
 	rep.Source(o.Source)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	defer prefer()()
+	defer pin.Prefer()()
 	ring, err := newFIBRing()
 	if err != nil {
 		return nil, fmt.Errorf("bench fib: %w", err)

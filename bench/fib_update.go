@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"millrace/bench/bgp"
+	"millrace/bench/pin"
 	"millrace/bench/result"
 	"millrace/internal/mem"
 )
@@ -183,14 +184,14 @@ func beside(read func(stop *uint32) int, write func() error) (wall, cpu, reads f
 		return 0, 0, 0, err
 	}
 	defer mem.Free(stop)
-	a, b, two := twoCPUs()
-	all := cpus()
+	a, b, two := pin.Two()
+	all := pin.CPUs()
 	ready, done := make(chan bool), make(chan float64)
 	go func() {
 		// The thread ends with the goroutine: it is never unlocked.
 		runtime.LockOSThread()
 		if two == nil {
-			_ = pin(b) // otherwise the kernel chooses
+			_ = pin.Thread(b) // otherwise the kernel chooses
 		}
 		close(ready)
 		t := time.Now()
@@ -199,8 +200,8 @@ func beside(read func(stop *uint32) int, write func() error) (wall, cpu, reads f
 	}()
 	<-ready
 	if two == nil {
-		_ = pin(a)
-		defer confineSelf(all)
+		_ = pin.Thread(a)
+		defer pin.Self(all)
 	}
 	time.Sleep(time.Millisecond) // until it polls
 	t, c := time.Now(), threadTime()

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"millrace/bench/pin"
 	"millrace/bench/result"
 	"millrace/fib"
 	"millrace/internal/clock"
@@ -91,14 +92,14 @@ func Jitter(ctx context.Context, o JitterOptions) (*Report, error) {
 	if o.Window == 0 {
 		o.Window = 2 * time.Second
 	}
-	first, last, err := twoCPUs()
+	first, last, err := pin.Two()
 	if err != nil {
 		return nil, err
 	}
-	all := cpus()
-	confine(all[:len(all)-1]) // the last is the worker's
-	defer confine(all)
-	defer prefer()()
+	all := pin.CPUs()
+	pin.All(all[:len(all)-1]) // the last is the worker's
+	defer pin.All(all)
+	defer pin.Prefer()()
 	rep := result.New("jitter")
 	steps, done := 4*o.Runs, 0
 	step := func() {

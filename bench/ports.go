@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"millrace/bench/pin"
 	"millrace/bench/result"
 	"millrace/packet"
 	"millrace/pmd"
@@ -46,11 +47,11 @@ func Ports(ctx context.Context, o PortsOptions) (*Report, error) {
 	if o.Note == nil {
 		o.Note = func(string, ...any) {}
 	}
-	genCPU, fwdCPU, err := twoCPUs()
+	genCPU, fwdCPU, err := pin.Two()
 	if err != nil {
 		return nil, err
 	}
-	defer prefer()()
+	defer pin.Prefer()()
 	rep := result.New("ports")
 	var jobs []*result.Job
 	var veths []*chain
@@ -163,7 +164,7 @@ func onCPU(cpu int, f func()) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // the thread ends with f: its affinity is changed
-		err := pin(cpu)
+		err := pin.Thread(cpu)
 		if err == nil {
 			f()
 		}

@@ -18,6 +18,7 @@ import (
 
 	"millrace/bench/lab"
 	"millrace/bench/live"
+	"millrace/bench/pin"
 	"millrace/bench/result"
 	"millrace/control/api"
 	v1 "millrace/control/api/v1"
@@ -138,7 +139,7 @@ func (c *chain) run(ctx context.Context) (err error) {
 // flood sends from the generator's CPU until stop, and returns then.
 func (c *chain) flood(stop *atomic.Bool) error {
 	return c.Client.In(func() error {
-		if err := pin(c.genCPU); err != nil {
+		if err := pin.Thread(c.genCPU); err != nil {
 			return err
 		}
 		for !stop.Load() {

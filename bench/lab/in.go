@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// In calls f on a thread of this process in the host's namespace and returns its error. The thread
-// ends with f, so f may do with it what it likes.
+// In calls f on a thread of this process in the host's namespace, of a host without a name in this process's, and returns its
+// error. The thread ends with f, so f may do with it what it likes.
 func (h *Host) In(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -19,6 +19,9 @@ func (h *Host) In(f func() error) error {
 }
 
 func (h *Host) enter(f func() error) error {
+	if h.NS == "" {
+		return f()
+	}
 	fd, err := unix.Open("/run/netns/"+h.NS, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err == nil {
 		err = unix.Setns(fd, unix.CLONE_NEWNET)

@@ -1,4 +1,5 @@
-package bench
+// Package pin says on which CPUs the threads of a bench run, and gives them precedence.
+package pin
 
 import (
 	"fmt"
@@ -9,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cpus are those that this process may use, in order.
-func cpus() []int {
+// CPUs are those that this process may use, in order.
+func CPUs() []int {
 	var set unix.CPUSet
 	if unix.SchedGetaffinity(0, &set) != nil {
 		return nil
@@ -24,18 +25,18 @@ func cpus() []int {
 	return l
 }
 
-// twoCPUs are the first and the last of this process's CPUs, which are the least likely to be
+// Two are the first and the last of this process's CPUs, which are the least likely to be
 // threads of one core.
-func twoCPUs() (a, b int, err error) {
-	l := cpus()
+func Two() (a, b int, err error) {
+	l := CPUs()
 	if len(l) < 2 {
-		return 0, 0, fmt.Errorf("bench: this process may use %d CPU, two are needed", len(l))
+		return 0, 0, fmt.Errorf("this process may use %d CPU, two are needed", len(l))
 	}
 	return l[0], l[len(l)-1], nil
 }
 
-// pin ties the calling thread to a CPU.
-func pin(cpu int) error {
+// Thread ties the calling thread to a CPU.
+func Thread(cpu int) error {
 	var set unix.CPUSet
 	set.Set(cpu)
 	if err := unix.SchedSetaffinity(0, &set); err != nil {
@@ -44,8 +45,8 @@ func pin(cpu int) error {
 	return nil
 }
 
-// confine keeps all threads of the process, and those to come, on the CPUs given.
-func confine(l []int) {
+// All keeps all threads of the process, and those to come, on the CPUs given.
+func All(l []int) {
 	var set unix.CPUSet
 	for _, c := range l {
 		set.Set(c)
@@ -61,8 +62,8 @@ func confine(l []int) {
 	}
 }
 
-// confineSelf keeps the calling thread on the CPUs given.
-func confineSelf(l []int) {
+// Self keeps the calling thread on the CPUs given.
+func Self(l []int) {
 	var set unix.CPUSet
 	for _, c := range l {
 		set.Set(c)
@@ -70,9 +71,9 @@ func confineSelf(l []int) {
 	_ = unix.SchedSetaffinity(0, &set)
 }
 
-// prefer gives the session's processes precedence over other sessions' where the kernel
+// Prefer gives the session's processes precedence over other sessions' where the kernel
 // groups processes by session (sched(7), autogroup) and lets us, until undo.
-func prefer() (undo func()) {
+func Prefer() (undo func()) {
 	const file = "/proc/self/autogroup"
 	b, err := os.ReadFile(file)
 	if err != nil {
