@@ -8,6 +8,7 @@ import (
 
 	"millrace/bench/report"
 	"millrace/bench/result"
+	"millrace/bench/rig"
 )
 
 // Report is what all benches give: see package result.
@@ -23,6 +24,7 @@ ratios within a run, not across machines or days. Every bench writes a table, an
 --json FILE (- for standard output) the same as JSON.`,
 	}
 	c.AddCommand(roadCommand(), fibCommand(), portsCommand(), jitterCommand(), peerCommand())
+	c.AddCommand(rig.Commands()...)
 	c.AddCommand(report.CompareCommand(), report.ReportCommand(), report.HistoryCommand())
 	root.AddCommand(c)
 }

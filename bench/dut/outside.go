@@ -73,4 +73,3 @@ func interfaces(h *lab.Host) string {
 	}
 	return "; there are " + strings.Join(names, ", ")
 }
-

@@ -82,7 +82,7 @@ type Options struct {
 }
 
 const (
-	configFile  = "config.yaml"
+	ConfigFile  = "config.yaml" // what the run was asked for
 	profileFile = "profile.yaml"
 	resultFile  = "result.json"
 	journalFile = "journal.jsonl"
@@ -105,7 +105,7 @@ func Create(dir string, o Options) (*Run, error) {
 	for _, f := range []struct {
 		name string
 		want []byte
-	}{{configFile, o.Config}, {profileFile, o.Profile}} {
+	}{{ConfigFile, o.Config}, {profileFile, o.Profile}} {
 		p := filepath.Join(dir, f.name)
 		if !o.Resume {
 			if f.want != nil {
