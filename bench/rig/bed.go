@@ -64,6 +64,7 @@ type Bed struct {
 	pool  *packet.Pool
 	ports []pmd.Port
 	mean  float64 // frame size of the profile
+	rate  float64 // of the profile in frames a second, 0 where a stream has a part of the line
 	line  [2]float64
 	drops map[string]uint64
 }
@@ -81,13 +82,18 @@ func NewBed(kind string, s Setup) (*Bed, error) {
 		}
 	}
 	var sum, all float64
+	line := false
 	for i := range p.Streams {
 		st := &p.Streams[i]
+		line = line || st.Rate.Unit == traffic.Percent
 		sum += st.MeanSize() * max(st.FPS(0), 1)
 		all += max(st.FPS(0), 1)
 	}
 	if all > 0 {
 		b.mean = sum / all
+	}
+	if !line {
+		b.rate = all
 	}
 	return b, nil
 }
@@ -98,6 +104,9 @@ func (b *Bed) Name() string { return b.kind }
 // MeanSize is the profile's own, in bytes with FCS; 0 where nothing is known of it.
 func (b *Bed) MeanSize() float64 { return b.mean }
 
+// Rate is the profile's own in frames a second; 0 where it depends on the line.
+func (b *Bed) Rate() float64 { return b.rate }
+
 // Line is the rate that the ports' speed allows, 0 for memory and veth pairs, whose speed is nobody's.
 func (b *Bed) Line(size int) float64 {
 	n := float64(size)
@@ -107,7 +116,7 @@ func (b *Bed) Line(size int) float64 {
 	if b.setup.Outside == nil || n == 0 {
 		return 0
 	}
-	if err := b.open(context.Background()); err != nil {
+	if err := b.Up(context.Background()); err != nil {
 		return 0 // the first trial will say why
 	}
 	return (b.line[0] + b.line[1]) / 8 / (n + trial.Overhead)
@@ -123,7 +132,7 @@ func (b *Bed) Streams() []gen.StreamCount {
 
 // Try makes a trial; see trial.Bed. The thing's own counters are read before and after it.
 func (b *Bed) Try(ctx context.Context, l trial.Load) (*trial.Outcome, error) {
-	if err := b.open(ctx); err != nil {
+	if err := b.Up(ctx); err != nil {
 		return nil, err
 	}
 	o, err := b.gen.Try(ctx, l)
@@ -173,7 +182,8 @@ func host(p netip.Prefix) netip.Addr { return p.Addr().Next().Next() }
 // buffers of a generator's pool: two rings each way for both ports, and what is on its way.
 const buffers = 1 << 15
 
-func (b *Bed) open(ctx context.Context) (err error) {
+// Up brings the generator and the thing under test up, where they are not.
+func (b *Bed) Up(ctx context.Context) (err error) {
 	if b.gen != nil {
 		return nil
 	}

@@ -188,7 +188,7 @@ func (a *Ask) run(c *cobra.Command, dir, file string, resume bool) error {
 	if err != nil {
 		return err
 	}
-	est, err := p.Estimate()
+	est, err := p.Prepare()
 	if err != nil {
 		return err
 	}

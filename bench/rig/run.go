@@ -29,6 +29,8 @@ type Plan struct {
 	Folder   *report.Run
 	Show     func(Progress) // before and after each trial
 	Log      io.Writer      // lines about what ended; nil for nobody
+
+	todo []task
 }
 
 // Progress tells how far a plan is.
@@ -61,6 +63,9 @@ func (p *Plan) tasks() (l []task, err error) {
 	}
 	add := func(t task) error {
 		t.est, err = t.search.Estimate(t.bed, search.Options{MeanSize: t.bed.MeanSize(), Max: p.Max, Gap: gap})
+		if p.Limit > 0 {
+			t.est.Low, t.est.High = min(t.est.Low, p.Limit), min(t.est.High, p.Limit)
+		}
 		l = append(l, t)
 		return err
 	}
@@ -68,6 +73,9 @@ func (p *Plan) tasks() (l []task, err error) {
 	open := func(kind string) (b *Bed, err error) {
 		if b = beds[kind]; b == nil {
 			b, err = NewBed(kind, p.Setup)
+			if err == nil && p.Setup.Outside != nil {
+				err = b.Up(context.Background()) // for its line rate, and to fail before anything is written
+			}
 			beds[kind] = b
 		}
 		return b, err
@@ -114,25 +122,21 @@ func (p *Plan) wire(kind string) string {
 // gap is what a bed needs between trials: waiting for the last frames, keeping the outcome.
 const gap = 30 * time.Millisecond
 
-// Estimate is how long the plan takes.
-func (p *Plan) Estimate() (e search.Estimate, err error) {
-	l, err := p.tasks()
-	for _, t := range l {
+// Prepare finds what is to be done, and how long it takes.
+func (p *Plan) Prepare() (e search.Estimate, err error) {
+	p.todo, err = p.tasks()
+	for _, t := range p.todo {
 		e.Low, e.High = e.Low+t.est.Low, e.High+t.est.High
 	}
 	return e, err
 }
 
-// Run makes the plan. A thing under test that fails is left out from then on, and the others go on; what was measured is in
+// Run makes the plan, which Prepare has prepared. A thing under test that fails is left out from then on, and the others go on; what was measured is in
 // the folder, also when ctx ends. The error joins all that went wrong.
 func (p *Plan) Run(ctx context.Context) error {
-	tasks, err := p.tasks()
-	if err != nil {
-		return err
-	}
 	defer pin.Prefer()()
 	var left search.Estimate
-	for _, t := range tasks {
+	for _, t := range p.todo {
 		left.Low, left.High = left.Low+t.est.Low, left.High+t.est.High
 	}
 	ceilings := map[string]*search.SelfTestResult{}
@@ -145,7 +149,7 @@ func (p *Plan) Run(ctx context.Context) error {
 			up.Rest()
 		}
 	}()
-	for i, t := range tasks {
+	for i, t := range p.todo {
 		if failed[t.bed] {
 			continue
 		}
@@ -159,7 +163,7 @@ func (p *Plan) Run(ctx context.Context) error {
 			}
 			now := left
 			now.Low, now.High = left.Low-min(e.Spent, t.est.Low), left.High-min(e.Spent, t.est.High)
-			p.Show(Progress{Event: e, Bed: t.bed.Name(), Done: i, Searches: len(tasks), Left: now, Considered: spent + e.Spent})
+			p.Show(Progress{Event: e, Bed: t.bed.Name(), Done: i, Searches: len(p.todo), Left: now, Considered: spent + e.Spent})
 		}
 		o := search.Options{Journal: p.Folder.Journal(t.bed.Name(), t.search.Name()), SelfTest: ceilings[t.wire], Max: p.Max, Limit: p.Limit,
 			MeanSize: t.bed.MeanSize(), Gap: gap, Progress: show}

@@ -65,7 +65,9 @@ became of each frame: received, lost, duplicated, reordered, corrupted, and when
 				l.Size = a.Sizes[0]
 			}
 			var err error
-			if l.Rate, err = a.fps("--rate", rate); err != nil {
+			if rate == "" {
+				l.Rate = -1
+			} else if l.Rate, err = a.fps("--rate", rate); err != nil {
 				return err
 			}
 			if l.Duration, err = span0("--time", length); err != nil {
@@ -80,7 +82,7 @@ became of each frame: received, lost, duplicated, reordered, corrupted, and when
 	f := c.Flags()
 	a.bedFlags(f)
 	f.StringVar(&sizes, "size", "profile", "size of all frames in bytes with FCS")
-	f.StringVar(&rate, "rate", "100kpps", "rate of all streams together, such as 1.5Mpps or 10Gbit; max for as fast as it can")
+	f.StringVar(&rate, "rate", "", "rate of all streams together, such as 1.5Mpps or 10Gbit; max for as fast as it can; by default the profile's, or 100kpps where it has none")
 	f.StringVarP(&length, "time", "t", "1s", "how long to send")
 	f.Uint64Var(&frames, "frames", 0, "end after so many frames")
 	f.BoolVar(&list, "list", false, "list the ready profiles")
@@ -89,7 +91,7 @@ became of each frame: received, lost, duplicated, reordered, corrupted, and when
 	return c
 }
 
-// send makes one trial and prints it.
+// send makes one trial and prints it. A negative rate is the profile's own.
 func (a *Ask) send(c *cobra.Command, l trial.Load, out, file string) error {
 	kinds, err := a.kinds()
 	if err != nil {
@@ -104,9 +106,17 @@ func (a *Ask) send(c *cobra.Command, l trial.Load, out, file string) error {
 		return err
 	}
 	defer b.Close()
+	if l.Rate < 0 {
+		if l.Rate = b.Rate(); l.Rate == 0 {
+			l.Rate = 100e3
+		}
+	}
 	ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	defer pin.Prefer()()
+	if err := b.Up(ctx); err != nil {
+		return err
+	}
 	var bed trial.Bed = b
 	var run *report.Run
 	if out != "" {
