@@ -198,7 +198,15 @@ func (d *DUT) Drops(ctx context.Context) (map[string]uint64, error) {
 	if d.drops == nil {
 		return nil, nil
 	}
-	return d.drops(ctx)
+	m, err := d.drops(ctx)
+	// What has just ended does not answer any more, and is known to have ended a little later.
+	for range 100 {
+		if err == nil || d.Alive() != nil {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return m, errors.Join(d.Alive(), err)
 }
 
 // Alive is an error, with what it said last, when the thing under test has ended.
