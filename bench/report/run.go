@@ -27,6 +27,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -295,7 +297,8 @@ func (r *Run) Close(because error) error {
 	return r.j.append(&record{Done: true})
 }
 
-// Warned are all warnings about the run, the gravest first; they stand above everything else.
+// Warned are all warnings about the run, the gravest first; they stand above everything else. One that holds for several
+// things under test or frame sizes is said once.
 func (r *Run) Warned() (l []string) {
 	add := func(format string, a ...any) {
 		if w := fmt.Sprintf(format, a...); !slices.Contains(l, w) {
@@ -305,37 +308,59 @@ func (r *Run) Warned() (l []string) {
 	if r.State == Partial {
 		add("partial: %s. What stands here was measured, but the run is not whole.", r.Partial)
 	}
+	type of struct{ search, text string }
+	var said []of
+	where := map[of]map[string][]int{} // sizes by bed; none for all
+	beds := map[of][]string{}
 	for _, s := range r.Searches {
+		about := func(size int, text string) {
+			o := of{s.Search, text}
+			if where[o] == nil {
+				where[o] = map[string][]int{}
+				said = append(said, o)
+			}
+			if !slices.Contains(beds[o], s.Bed) {
+				beds[o] = append(beds[o], s.Bed)
+			}
+			if !slices.Contains(where[o][s.Bed], size) {
+				where[o][s.Bed] = append(where[o][s.Bed], size)
+			}
+		}
 		if s.Partial != "" {
-			add("%s of %s is partial: %s", s.Search, s.Bed, s.Partial)
+			about(-1, "partial: "+s.Partial)
 		}
 		for _, w := range s.Warnings {
-			add("%s of %s: %s", s.Search, s.Bed, w)
+			about(-1, w)
 		}
-		sized := func(size int, ws []string) {
+		sized := func(size int, ws ...string) {
 			for _, w := range ws {
-				add("%s of %s, %s: %s", s.Search, s.Bed, sizeText(size), w)
+				about(size, w)
 			}
 		}
 		for i := range s.MLR {
-			sized(s.MLR[i].Size, s.MLR[i].Warnings)
-			for k := range s.MLR[i].Goals {
-				g := &s.MLR[i].Goals[k]
-				sized(s.MLR[i].Size, g.Warnings)
+			m := &s.MLR[i]
+			sized(m.Size, m.Warnings...)
+			for k := range m.Goals {
+				g := &m.Goals[k]
+				sized(m.Size, g.Warnings...)
 				if g.Irregular != "" {
-					sized(s.MLR[i].Size, []string{g.Goal.Name + " is irregular: " + g.Irregular})
-				}
-				if g.Limited == search.LimitedByGenerator {
-					sized(s.MLR[i].Size, []string{g.Goal.Name + " is at least what is told: the generator could not offer more"})
+					sized(m.Size, g.Goal.Name+" is irregular: "+g.Irregular)
 				}
 			}
 		}
 		for i := range s.RFC2544 {
-			sized(s.RFC2544[i].Size, s.RFC2544[i].Warnings)
+			sized(s.RFC2544[i].Size, s.RFC2544[i].Warnings...)
 		}
 		if s.Soak != nil {
-			sized(s.Soak.Size, s.Soak.Warnings)
+			sized(s.Soak.Size, s.Soak.Warnings...)
 		}
+	}
+	for _, o := range said {
+		var places []string
+		for _, b := range beds[o] {
+			places = append(places, b+sizesText(where[o][b]))
+		}
+		add("%s of %s: %s", o.search, strings.Join(places, "; "), o.text)
 	}
 	if r.Invalid > 0 {
 		why := ""
@@ -350,6 +375,21 @@ func (r *Run) Warned() (l []string) {
 		add("%s", w)
 	}
 	return l
+}
+
+// sizesText says at which frame sizes; -1 stands for no size in particular.
+func sizesText(sizes []int) string {
+	var n []string
+	for _, s := range sizes {
+		switch s {
+		case -1:
+			return ""
+		case 0:
+			return ", the profile's sizes"
+		}
+		n = append(n, strconv.Itoa(s))
+	}
+	return ", " + strings.Join(n, ", ") + " bytes"
 }
 
 func sizeText(size int) string {

@@ -577,7 +577,7 @@ func (s *mlr) goal(g int, err error, why Limited) GoalResult {
 		r.Regular = true
 	case cut:
 		r.Limited = LimitedByGenerator
-		r.Irregular = fmt.Sprintf("limited by the generator: it could not offer %.0f frames a second; the thing under test may do more", s.grid.rate(hi))
+		r.Irregular = "limited by the generator, which could not offer more: the thing under test may do more"
 	case lo == s.grid.n:
 		r.Limited = why
 		r.Irregular = "no upper bound: the highest load that was allowed passed"
