@@ -42,7 +42,7 @@ func (e *end) others(q pmd.Queue, idx []uint32) {
 			continue
 		}
 		if r := &e.t.rx; r.unstamped {
-			if _, ok := parse(m); ok {
+			if _, ok := parse(m); ok || r.bare {
 				r.plain++
 				r.last = clock.Ticks()
 				continue

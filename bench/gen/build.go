@@ -9,29 +9,33 @@ import (
 	"millrace/packet"
 )
 
-// source makes the frames of one stream, compiled for one trial. It has the oracle traffic.Stream.Frame.
+// source makes the frames of one feed, compiled for one trial. It has the oracle traffic.Stream.Frame; a capture's frames
+// are shapes without fields.
 type source struct {
-	k      uint64 // number of the next packet
+	k      uint64 // number of the next packet with a stamp
+	bare   uint64 // packets without a stamp that were made
 	word0  uint64 // first word of a stamp, without sequence
 	word1  uint64 // second word, without time
 	shapes []shape
-	turn   int // shape of packet k
+	turn   int // shape of the next packet
 	fields []field
-	stamp  uintptr // offset, 0 for none
-	sum3   uintptr // offset of the IPv4 header's checksum; 0 where it is the shape's
-	sum4   uintptr // the same for layer 4
-	zero   uint16  // what stands for a checksum of 0 in layer 4
 	id     uint16
 	out    uint16 // queue
 	big    bool   // a shape does not fit one buffer
+	group  *group
+	place  int // in the group
 }
 
-// shape is what frames of one size have in common.
+// shape is what frames of one size have in common, or one frame of a capture.
 type shape struct {
-	data  []byte // the frame with lengths and checksums, fields and stamp zero; room for whole lines of 64 bytes
+	data  []byte // the frame with lengths and checksums, fields and stamp zero; at least 64 bytes
 	n     int    // its length
 	base3 uint64 // partial sum under the IPv4 header's checksum, without the fields
-	base4 uint64
+	base4 uint64 // the same for layer 4
+	stamp uint16 // offset, 0 for none
+	sum3  uint16 // offset of the IPv4 header's checksum; 0 where data has it
+	sum4  uint16 // the same for layer 4
+	zero  uint16 // what stands for a checksum of 0 in layer 4
 }
 
 // field writes one traffic.Field.
@@ -89,26 +93,28 @@ func (s *source) finish(d unsafe.Pointer, sh *shape, w1, c uint64) {
 		a += halves(w & f.m3)
 		b += halves(w & f.m4)
 	}
-	if s.stamp != 0 {
+	if sh.stamp != 0 {
 		seq := s.k & 0xffffffff
-		st := unsafe.Add(d, s.stamp)
+		st := unsafe.Add(d, sh.stamp)
 		*(*uint64)(st) = s.word0 | seq<<32
 		*(*uint64)(unsafe.Add(st, 8)) = w1
 		t := c + seq>>16 + seq&0xffff
 		t = t>>16 + t&0xffff
 		t = t>>16 + t&0xffff
 		*(*uint16)(unsafe.Add(st, 16)) = ^uint16(t)
+		s.k++
+	} else {
+		s.bare++
 	}
-	s.k++
-	if s.sum3 != 0 {
-		*(*uint16)(unsafe.Add(d, s.sum3)) = ^uint16(fold16(a))
+	if sh.sum3 != 0 {
+		*(*uint16)(unsafe.Add(d, sh.sum3)) = ^uint16(fold16(a))
 	}
-	if s.sum4 != 0 {
+	if sh.sum4 != 0 {
 		t := ^uint16(fold16(b))
 		if t == 0 {
-			t = s.zero
+			t = sh.zero
 		}
-		*(*uint16)(unsafe.Add(d, s.sum4)) = t
+		*(*uint16)(unsafe.Add(d, sh.sum4)) = t
 	}
 }
 

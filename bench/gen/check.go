@@ -14,6 +14,7 @@ type flow struct {
 	duplicated uint64
 	reordered  uint64
 	corrupted  uint64
+	hole       uint64   // one more than the last packet that is missing of those that seen had room for once; 0 for none
 	seen       []uint64 // a bit for each of the last packets, a ring; nil where the stream is not expected here
 }
 
@@ -32,7 +33,10 @@ type receiver struct {
 	corrupted uint64 // all frames with a wrong checksum
 	foreign   uint64
 	plain     uint64 // frames without a stamp, where a stream without stamps is expected
-	unstamped bool   // one is
+	early     uint64 // stamped frames that came long before they were sent: by another clock
+	unstamped bool   // frames without a stamp are expected
+	bare      bool   // some of them are not IP
+	mistakes  bool   // some of them have wrong checksums
 }
 
 // sumKind is how a protocol's checksum is verified.
@@ -46,6 +50,9 @@ const (
 )
 
 const noStamp = 0xffff
+
+// farAhead is how many ticks no two processors' counters of one machine differ.
+const farAhead = 1 << 22
 
 // verdict on a frame.
 type verdict uint8
@@ -118,7 +125,7 @@ func (r *receiver) take(idx []uint32, now uint64) (others int) {
 		}
 		f := r.flow(w0, w1)
 		switch {
-		case v == bad:
+		case v == bad && (f != nil || !r.mistakes):
 			r.corrupted++
 			if f != nil {
 				f.corrupted++
@@ -174,6 +181,9 @@ func (r *receiver) record(w, n, now uint64) {
 	r.last = now
 	late := (now - w>>16) & timeMask
 	if late > timeMask/2 { // two processors' counters differ a little
+		if late < timeMask-farAhead {
+			r.early += n
+		}
 		late = 0
 	}
 	r.hist.add(late, int64(n))
@@ -238,7 +248,10 @@ func (r *receiver) look(m *packet.Mbuf) (w0, w1 uint64, v verdict) {
 	}
 	at := uintptr(r.at[proto])
 	if at+stampLen > size {
-		return w0, w1, unknown
+		if at != tailPlace || size < stampLen {
+			return w0, w1, unknown
+		}
+		at = (size - stampLen) &^ 1
 	}
 	st := unsafe.Add(l4, at)
 	w0, w1 = *(*uint64)(st), *(*uint64)(unsafe.Add(st, 8))
@@ -360,7 +373,10 @@ func (r *receiver) searchRaw(m *packet.Mbuf) (w0, w1 uint64, v verdict) {
 // try looks for a stamp at a place behind the start of layer 4.
 func (r *receiver) try(m *packet.Mbuf, l *heads, place int) (w0, w1 uint64, v verdict) {
 	var tmp [stampLen]byte
-	if place+stampLen > l.size {
+	if place == tailPlace {
+		place = (l.size - stampLen) &^ 1
+	}
+	if place < 0 || place+stampLen > l.size {
 		return w0, w1, unknown
 	}
 	b := m.View(l.l4+place, stampLen, tmp[:])
@@ -388,11 +404,21 @@ func (f *flow) follow(n uint64) {
 		bits := ^uint64(0) >> (64 - k) << at
 		w := &f.seen[f.next>>6&mask]
 		if at == 0 { // the ring's oldest word
+			if *w != ^uint64(0) {
+				f.forget(f.next>>6, *w)
+			}
 			*w = 0
 		}
 		*w |= bits
 		f.next += k
 		n -= k
+	}
+}
+
+// forget notes what is missing in the ring's oldest word, before word takes its place.
+func (f *flow) forget(word, old uint64) {
+	if size := uint64(len(f.seen)); word >= size && old != ^uint64(0) {
+		f.hole = (word-size)<<6 + uint64(bits.Len64(^old))
 	}
 }
 
@@ -402,9 +428,35 @@ func (f *flow) skip(n uint64) {
 	from, to := (f.next+63)>>6, (n+63)>>6 // words whose first packet lies between: they are entered, but the last is full or not
 	if to > from+size {
 		from = to - size
+		f.hole = from << 6
+	} else {
+		for w := from; w < to; w++ {
+			f.forget(w, f.seen[w&(size-1)])
+		}
 	}
 	for w := from; w < to; w++ {
 		f.seen[w&(size-1)] = 0
 	}
 	f.next = n
+}
+
+// lastLost is the number of the last packet that is missing of the n that the stream has.
+func (f *flow) lastLost(n uint64) (k uint64, ok bool) {
+	if f.next < n {
+		return n - 1, true
+	}
+	if n == 0 {
+		return 0, false
+	}
+	mask, top := uint64(len(f.seen))-1, (n-1)>>6
+	missing := ^f.seen[top&mask] & (^uint64(0) >> (63 - (n-1)&63))
+	for w := top; ; w-- {
+		if missing != 0 {
+			return w<<6 + uint64(bits.Len64(missing)) - 1, true
+		}
+		if w == 0 || top-w == mask {
+			return f.hole - 1, f.hole > 0
+		}
+		missing = ^f.seen[(w-1)&mask]
+	}
 }

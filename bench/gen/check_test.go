@@ -153,7 +153,7 @@ func TestCheck(t *testing.T) {
 		var line []arrival
 		for i := range streams {
 			st := &streams[i]
-			rx.await(st, i, 1024)
+			rx.await(&feed{stream: st}, i, 1024)
 			s, err := compile(st, uint16(i), st.Sizes)
 			if err != nil {
 				t.Fatal(err)

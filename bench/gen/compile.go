@@ -11,15 +11,12 @@ import (
 
 // compile makes the source of a stream whose frames have the sizes given, in bytes with FCS, in turn.
 func compile(st *traffic.Stream, id uint16, sizes []uint16) (*source, error) {
-	s := &source{id: id, word1: uint64(id), stamp: uintptr(st.Stamp)}
+	s := &source{id: id, word1: uint64(id)}
 	fail := func(format string, a ...any) (*source, error) {
 		return nil, fmt.Errorf("gen: stream %s: %s", st.Name, fmt.Sprintf(format, a...))
 	}
 	if len(sizes) == 0 {
 		return fail("no sizes")
-	}
-	if st.Proto == packet.ProtoUDP {
-		s.zero = 0xffff
 	}
 	least := 1 << 16
 	for _, n := range sizes {
@@ -138,12 +135,6 @@ func (s *source) compileFields(st *traffic.Stream, ihl int) error {
 				h.m4 |= covered
 			}
 		}
-		if h.m3 != 0 {
-			s.sum3 = uintptr(st.L3) + 10
-		}
-		if h.m4 != 0 {
-			s.sum4 = uintptr(st.SumOff)
-		}
 		h.m3, h.m4 = bits.RotateLeft64(h.m3, int(h.rot)), bits.RotateLeft64(h.m4, int(h.rot))
 		s.fields = append(s.fields, h)
 	}
@@ -171,7 +162,7 @@ func inAddrs(st *traffic.Stream, at int) bool {
 
 // shape makes what frames of n bytes without FCS have in common.
 func (s *source) shape(st *traffic.Stream, n, ihl int) *shape {
-	b := make([]byte, (n+63)&^63+64)
+	b := make([]byte, max(n, 64))
 	copy(b, st.Template[:n])
 	f := b[:n]
 	for _, l := range st.Lens {
@@ -196,7 +187,18 @@ func (s *source) shape(st *traffic.Stream, n, ihl int) *shape {
 			f[x.off+i] &^= byte(mask >> (8 * (uintptr(x.width) - 1 - i)))
 		}
 	}
-	sh := &shape{data: b, n: n}
+	sh := &shape{data: b, n: n, stamp: st.Stamp}
+	for _, x := range s.fields {
+		if x.m3 != 0 {
+			sh.sum3 = st.L3 + 10
+		}
+		if x.m4 != 0 {
+			sh.sum4 = st.SumOff
+		}
+	}
+	if st.Proto == packet.ProtoUDP {
+		sh.zero = 0xffff
+	}
 	if ihl != 0 {
 		h := f[st.L3:][:ihl]
 		sh.base3 = uint64(packet.Fold(packet.Sum(h, 0)))
@@ -216,7 +218,7 @@ func (s *source) shape(st *traffic.Stream, n, ihl int) *shape {
 		sh.base4 = uint64(packet.Fold(sum))
 		sum4 := ^uint16(sh.base4)
 		if sum4 == 0 {
-			sum4 = s.zero
+			sum4 = sh.zero
 		}
 		packet.PutSum(f[st.SumOff:], sum4)
 	}

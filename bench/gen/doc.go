@@ -1,5 +1,5 @@
-// Package gen is the generator: it sends streams of frames open loop at a paced rate into one or two ports,
-// receives what comes back, and says what became of each frame.
+// Package gen is the generator: it sends streams of frames and captures open loop at a paced rate into one or two
+// ports, receives what comes back, and says what became of each frame.
 //
 // # Threads
 //
@@ -15,7 +15,7 @@
 //
 // # Open loop
 //
-// Every frame is due at a moment that follows from the stream's rate alone (schedule). A
+// Every frame is due at a moment that follows from its stream's rate, or its capture's timing, alone (beat, schedule). A
 // thread that was held up catches up with at most Options.CatchUp (or 32 frames) of backlog; what is beyond is never sent,
 // and more of it than Options.Shortfall makes the trial invalid.
 //

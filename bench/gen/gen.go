@@ -20,10 +20,12 @@ import (
 
 // Options of a generator. Zero values choose.
 type Options struct {
-	// Left and Right are the ports on the two sides of what is under test; either may be nil: its streams are
-	// then sent, or received, by another generator with the same Streams. They stay the caller's to close.
+	// Left and Right are the ports on the two sides of what is under test; either may be nil: its frames are
+	// then sent, or received, by another generator with the same Streams and Replays. They stay the caller's to close.
 	Left, Right pmd.Port
-	Streams     []traffic.Stream
+	// Streams and Replays are what is sent, a traffic.Profile's. They are not changed, and may not be.
+	Streams []traffic.Stream
+	Replays []traffic.Replay
 	// Pool is what frames are made in; of ports that have a pool of their own, that one.
 	Pool *packet.Pool
 	// CPUs: none leaves the one thread unpinned; one is for all ports; of two, the first is for Left.
@@ -36,8 +38,10 @@ type Options struct {
 	// Shortfall is the part of the frames that may be missing for a trial to be valid; 0.005.
 	Shortfall float64
 	// Settle is how long nothing must arrive for a trial to be over, when frames are missing; 50 ms. SettleMax
-	// bounds the waiting in any case; 2 s (RFC 2544 23).
+	// bounds the waiting after the generator's own sending; 2 s (RFC 2544 23).
 	Settle, SettleMax time.Duration
+	// Wait is how long a trial in which nothing is sent here waits for its first frame; 2 s.
+	Wait time.Duration
 	// Refused says what frames are that a port does not take because it is full: lost, as on a wire to a
 	// receiver that does not keep up, or to be offered again, so that the trial is invalid if they pile up. By
 	// default they are lost on ports in memory (mem, memif), whose rings are those of the thing under test.
@@ -59,12 +63,14 @@ type Generator struct {
 	ports   [2]pmd.Port
 	ends    [2]*end // nil where there is no port
 	threads []*thread
+	feeds   []feed
 	number  uint16
 	streams []StreamCount
 	mu      sync.Mutex // one trial at a time
 }
 
-// StreamCount is what became of one stream's frames in a trial.
+// StreamCount is what became of one stream's frames in a trial, or of a replay's frames of one side. Where they are sent
+// elsewhere, Lost is what is missing up to the last one that came.
 type StreamCount struct {
 	Name                             string
 	Sent, Received, Lost             uint64
@@ -102,22 +108,23 @@ func New(o Options) (*Generator, error) {
 	if o.SettleMax == 0 {
 		g.o.SettleMax = 2 * time.Second
 	}
+	if o.Wait == 0 {
+		g.o.Wait = 2 * time.Second
+	}
 	switch {
 	case o.Left == nil && o.Right == nil:
 		return nil, errors.New("gen: a port is needed")
 	case o.Pool == nil:
 		return nil, errors.New("gen: a pool is needed")
-	case len(o.Streams) == 0:
+	case len(o.Streams)+len(o.Replays) == 0:
 		return nil, errors.New("gen: no streams")
-	case len(o.Streams) > math.MaxUint16:
-		return nil, fmt.Errorf("gen: %d streams; %d are possible", len(o.Streams), math.MaxUint16)
+	case len(o.Streams)+2*len(o.Replays) > math.MaxUint16:
+		return nil, fmt.Errorf("gen: %d streams and replays; %d are possible", len(o.Streams)+len(o.Replays), math.MaxUint16)
 	case len(o.CPUs) > 2:
 		return nil, fmt.Errorf("gen: %d CPUs; a port is one thread's, and there are at most two", len(o.CPUs))
 	}
-	for i := range o.Streams {
-		if _, err := compile(&o.Streams[i], 0, o.Streams[i].Sizes); err != nil {
-			return nil, err
-		}
+	if err := g.feed(); err != nil {
+		return nil, err
 	}
 	for side, p := range g.ports {
 		if p == nil {
@@ -232,32 +239,43 @@ func (g *Generator) SetTrial(n uint16) {
 	g.mu.Unlock()
 }
 
-// Streams is what became of each stream in the last trial.
+// Streams is what became of each stream in the last trial, and then of each replay, by side.
 func (g *Generator) Streams() []StreamCount {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.streams
 }
 
-// Try makes one trial. It sends the streams that start at a port that is here, and receives those that are expected at
-// one. Where nothing is sent here it listens for the load's duration and until frames stop coming;
-// where nothing is received here the outcome has no losses; see Join.
+// Try makes one trial. It sends what enters at a port that is here, and receives what is expected at one.
+//
+// Load.Rate is the mean over the trial. All streams and replays are sent as much faster or slower than their own rates as it
+// takes: streams that start late, or end, and captures that are played by their own timing count with the frames
+// that are due in the trial. Starts and bursts stay as they are.
+//
+// Where nothing is sent here it waits for the first frame and listens for the load's duration, which may be 0, and until
+// frames stop coming. Where nothing is received here the outcome has no losses; see Join.
 func (g *Generator) Try(ctx context.Context, l trial.Load) (*trial.Outcome, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	o, _, err := g.try(ctx, l)
+	return o, err
+}
+
+// try makes a trial of loads that follow each other.
+func (g *Generator) try(ctx context.Context, loads ...trial.Load) (*trial.Outcome, *run, error) {
 	if g.threads == nil {
-		return nil, errors.New("gen: closed")
+		return nil, nil, errors.New("gen: closed")
 	}
-	r, err := g.prepare(l)
+	r, err := g.prepare(loads...)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var before [2]pmd.Stats
 	for i, p := range g.ports {
 		if p != nil {
 			before[i] = p.Stats()
 			if !p.Link().Up {
-				return nil, fmt.Errorf("gen: the link of port %s is down", p.Name())
+				return nil, nil, fmt.Errorf("gen: the link of port %s is down", p.Name())
 			}
 		}
 	}
@@ -274,10 +292,10 @@ func (g *Generator) Try(ctx context.Context, l trial.Load) (*trial.Outcome, erro
 		}
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	o := g.outcome(r, l)
+	o := g.outcome(r, loads[0])
 	o.Start = start
 	g.judge(r, o, before)
-	return o, nil
+	return o, r, nil
 }

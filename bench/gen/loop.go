@@ -18,10 +18,14 @@ const (
 // run is one trial, compiled: Try makes it and hands it to the threads, which hand it back.
 type run struct {
 	length uint64 // of the sending, ticks
+	phases []phase
+	groups []*group
 	quiet  uint64 // ticks without a frame after which none is expected, where some are missing
 	calm   uint64 // the same where none is
 	limit  uint64 // ticks after the sending when waiting ends in any case
 	flat   bool   // as fast as it goes: due is an order, not a time
+	uneven bool   // frames do not follow at one rate from the trial's begin to its end
+	wait   uint64 // ticks until which a first frame is waited for, where nothing is sent here
 	listen bool   // nothing is sent here: frames come from elsewhere, for the length
 	whole  bool   // what is sent here is received here, so that it is known what is missing
 	ends   [2]trialEnd
@@ -30,6 +34,7 @@ type run struct {
 	ready   atomic.Int32  // threads that have not taken it up
 	begin   atomic.Uint64 // ticks, when all have
 	sending atomic.Int32  // threads that have not sent everything
+	heard   atomic.Uint64 // ticks of the first frame that came, where nothing is sent here
 	sent    atomic.Uint64 // frames of threads that have
 	arrived [2]atomic.Uint64
 }
@@ -49,6 +54,7 @@ type trialEnd struct {
 	refused     uint64   // those lost
 	back        []uint64 // by stream: frames that were made and not sent in the end
 	slips       uint64   // times that the schedule was moved, by slipped ticks in all, worst at once
+	moved       [64]slip // the first of them; the last has those beyond, too
 	slipped     uint64
 	worst       uint64
 	late        uint64 // the longest backlog that was made up for, ticks
@@ -111,7 +117,7 @@ func (e *end) send(r *run, now uint64) bool {
 		at = now - t.begin
 		if due := t.plan.due(); due < at {
 			if at-due > t.catchUp {
-				at = t.slip(at-due-t.catchUp, at)
+				at = t.slip(due, at-due-t.catchUp, at)
 			}
 			t.late = max(t.late, at-due)
 		}
@@ -135,8 +141,15 @@ func (e *end) send(r *run, now uint64) bool {
 	return !e.flush(r, now) || t.plan.due() != never
 }
 
-// slip moves the schedule by d ticks, which nobody makes up for: the trial's end stays. It returns the schedule's time.
-func (t *trialEnd) slip(d, at uint64) uint64 {
+// slip is a move of the schedule: what was due at from and later comes by ticks later.
+type slip struct{ from, by uint64 }
+
+// slip moves the schedule from a moment on by d ticks, which nobody makes up for: the trial's end stays. It returns the
+// schedule's time.
+func (t *trialEnd) slip(from, d, at uint64) uint64 {
+	m := &t.moved[min(t.slips, uint64(len(t.moved)-1))]
+	m.from = from
+	m.by += d
 	t.slips++
 	t.slipped += d
 	t.worst = max(t.worst, d)
@@ -244,7 +257,7 @@ func play(r *run, ends []*end) {
 			e.poll()
 			now := clock.Ticks()
 			if r.listen {
-				open = now < end
+				open = r.hearing(e.t, begin, now)
 			} else if e.send(r, now) && now < end+2*e.t.catchUp && !(r.flat && now >= end) {
 				open = true
 			}
@@ -256,6 +269,19 @@ func play(r *run, ends []*end) {
 	}
 	r.sending.Add(-1)
 	settle(r, ends)
+}
+
+// hearing reports whether frames may still be sent elsewhere.
+func (r *run) hearing(t *trialEnd, begin, now uint64) bool {
+	first := r.heard.Load()
+	switch {
+	case first != 0:
+		return now-first < r.length
+	case t.rx.arrived+t.rx.plain > 0:
+		r.heard.CompareAndSwap(0, now)
+		return true
+	}
+	return now-begin < r.wait
 }
 
 // settle polls until nothing comes any more.
@@ -278,7 +304,7 @@ func settle(r *run, ends []*end) {
 		if r.whole && r.arrived[0].Load()+r.arrived[1].Load() >= r.sent.Load() {
 			quiet = r.calm
 		}
-		if int64(now-last) > int64(quiet) || now-start > r.limit {
+		if int64(now-last) > int64(quiet) || now-start > r.limit && !r.listen {
 			return
 		}
 	}

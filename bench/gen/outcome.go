@@ -2,6 +2,7 @@ package gen
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -12,11 +13,11 @@ import (
 	"millrace/pmd"
 )
 
-func ipLen(st *traffic.Stream) uint16 {
-	if st.V6 {
+func ipLen(frame []byte, l *traffic.Layout) uint16 {
+	if l.V6 {
 		return packet.IPv6Size
 	}
-	return uint16(packet.IPv4(st.Template[st.L3:]).HeaderLen())
+	return uint16(packet.IPv4(frame[l.L3:]).HeaderLen())
 }
 
 func etherLen(f []byte) uint16 {
@@ -27,39 +28,44 @@ func etherLen(f []byte) uint16 {
 // outcome counts what came of a trial, by stream too.
 func (g *Generator) outcome(r *run, l trial.Load) *trial.Outcome {
 	o := &trial.Outcome{Load: l}
-	g.streams = make([]StreamCount, len(g.o.Streams))
-	var plain [2]uint64 // sent without stamps, by the side where they are expected
-	for i := range g.o.Streams {
-		st, c := &g.o.Streams[i], &g.streams[i]
-		c.Name = st.Name
-		from, to := &r.ends[st.Side], &r.ends[st.Side.Other()]
+	g.streams = make([]StreamCount, len(g.feeds))
+	plain := make([]uint64, len(g.feeds)) // sent without stamps
+	var plains [2]uint64                  // by the side where they are expected
+	for i := range g.feeds {
+		x, c := &g.feeds[i], &g.streams[i]
+		c.Name = x.name
+		from, to := &r.ends[x.side], &r.ends[x.side.Other()]
 		if s := from.sources[i]; s != nil {
-			c.Sent = s.k - from.back[i]
+			c.Sent = s.k + s.bare - from.back[i]
 		}
 		f := &to.rx.flows[i]
 		c.Received, c.Duplicated, c.Reordered, c.Corrupted = f.received, f.duplicated, f.reordered, f.corrupted
-		if st.Stamp == 0 {
-			plain[st.Side.Other()] += c.Sent
-		}
+		plain[i] = x.unstamped(c.Sent)
+		plains[x.side.Other()] += plain[i]
 		o.Sent += c.Sent
 		o.Received += c.Received
 		o.Duplicated += c.Duplicated
 		o.Reordered += c.Reordered
+		if from.sources[i] == nil {
+			c.Lost = f.next - f.received
+		}
 	}
 	var h *hist
-	var first, last uint64
+	var first, last, got, strange uint64
 	steps := 0.0
 	for side := range r.ends {
 		t := &r.ends[side]
 		x := &t.rx
 		o.Corrupted += x.corrupted
 		o.Foreign += x.foreign
-		got := x.plain
-		if r.whole && got > plain[side] {
-			o.Foreign += got - plain[side]
-			got = plain[side]
+		bare := x.plain
+		if r.whole && bare > plains[side] {
+			o.Foreign += bare - plains[side]
+			bare = plains[side]
 		}
-		o.Received += got
+		o.Received += bare
+		got += x.arrived
+		strange += x.early + uint64(x.hist.counts[histCounts-1])
 		if t.sent > 0 {
 			if steps == 0 || t.first < first {
 				first = t.first
@@ -77,15 +83,22 @@ func (g *Generator) outcome(r *run, l trial.Load) *trial.Outcome {
 			}
 		}
 	}
-	g.share(r, plain)
-	if h != nil {
+	g.share(r, plain, plains)
+	switch {
+	case h == nil:
+	case !r.whole && strange > got/2:
+		o.Notes = append(o.Notes, "the frames were sent by another clock, as on another machine: there is no latency")
+	default:
 		o.Latency = h.export()
 	}
 	if o.Sent > 0 {
 		o.Elapsed = clock.Duration(last - first)
-		if r.flat {
+		switch {
+		case r.flat:
 			o.Elapsed += o.Elapsed / time.Duration(max(o.Sent-1, 1))
-		} else {
+		case r.uneven && l.Frames == 0:
+			o.Elapsed = max(o.Elapsed, clock.Duration(r.length))
+		default:
 			o.Elapsed += time.Duration(1e9 / steps)
 		}
 	}
@@ -99,19 +112,20 @@ func (g *Generator) outcome(r *run, l trial.Load) *trial.Outcome {
 	return o
 }
 
-// share gives streams without stamps their part of the frames that came without, in proportion to what they sent.
-func (g *Generator) share(r *run, sent [2]uint64) {
+// share gives what was sent without stamps, by feed and by the side where it is expected, its part of the frames that came
+// without.
+func (g *Generator) share(r *run, plain []uint64, plains [2]uint64) {
 	for side := range r.ends {
-		got := min(r.ends[side].rx.plain, sent[side])
-		rest := sent[side]
+		got := min(r.ends[side].rx.plain, plains[side])
+		rest := plains[side]
 		for i := range g.streams {
-			st, c := &g.o.Streams[i], &g.streams[i]
-			if st.Stamp != 0 || int(st.Side.Other()) != side || rest == 0 {
+			if int(g.feeds[i].side.Other()) != side || rest == 0 {
 				continue
 			}
-			c.Received = uint64(float64(got)*float64(c.Sent)/float64(rest) + 0.5)
-			got -= min(c.Received, got)
-			rest -= c.Sent
+			n := uint64(float64(got)*float64(plain[i])/float64(rest) + 0.5)
+			g.streams[i].Received += n
+			got -= min(n, got)
+			rest -= plain[i]
 		}
 	}
 }
@@ -167,7 +181,15 @@ func (g *Generator) judge(r *run, o *trial.Outcome, before [2]pmd.Stats) {
 			note("port %s: %d of %d frames sent%s", p.Name(), done, t.planned, why)
 		}
 	}
-	if !r.listen && o.Sent == 0 {
+	for i := range r.phases {
+		if p := &r.phases[i]; math.Abs(p.due-p.want) > p.want*g.o.Shortfall+float64(len(g.feeds)) {
+			note("%.0f frames are due in this time, where the rate has %.0f: streams or replays end, start late or come unevenly", p.due, p.want)
+		}
+	}
+	switch heard := r.ends[0].rx.arrived + r.ends[0].rx.plain + r.ends[1].rx.arrived + r.ends[1].rx.plain; {
+	case r.listen && heard == 0:
+		note("no frame came within %v", g.o.Wait)
+	case !r.listen && o.Sent == 0:
 		void("nothing was sent")
 	}
 	o.Invalid = strings.Join(invalid, "; ")
