@@ -246,7 +246,7 @@ func TestReplayCounted(t *testing.T) {
 		drop := &lossy{Port: b}
 		streams := []traffic.Stream{frame{proto: packet.ProtoTCP, size: 200}.stream("s")}
 		streams[0].Rate.Value = 3000
-		g := start(t, Options{Left: a, Right: drop, Streams: streams, Replays: x.Replays, Pool: p})
+		g := start(t, Options{Left: a, Right: drop, Streams: streams, Replays: x.Replays, Pool: p, CatchUp: time.Hour, Refused: Again})
 		o, err := g.Try(context.Background(), trial.Load{Rate: 50e3, Duration: 60 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
